@@ -1,0 +1,1 @@
+"""Workloads that measure the service and its parts; `python -m benchmarks` runs them."""

@@ -1,0 +1,551 @@
+"""Bounded memory: a general LRU cache, the cache of answers built on it, and the table of rate-limited clients.
+
+Every operation is O(1) under one small lock: nothing is swept, what has expired goes when it is met or evicted.
+Durations are monotonic; the wall clock is read only for what people read (`stored_at`) and what outlives the process.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from math import inf
+from threading import Lock
+from typing import Any, Generic, NamedTuple, Protocol, TypedDict, TypeVar, overload
+
+K = TypeVar("K")
+V = TypeVar("V")
+D = TypeVar("D")
+
+NANODOLLARS = 1_000_000_000
+
+
+class CacheStats(TypedDict):
+    """What a cache holds now, and what has happened since it was made."""
+
+    size: int
+    max_size: int
+    bytes: int
+    max_bytes: int | None
+    hits: int
+    misses: int
+    evictions: int
+    expirations: int
+    hit_ratio: float
+    """Hits / (hits + misses), 0.0 before the first look-up."""
+
+
+def hit_ratio(hits: int, misses: int) -> float:
+    """The share of look-ups that were hits, 0.0 when there were none."""
+    return hits / (hits + misses) if hits + misses else 0.0
+
+
+class LRUCache(Generic[K, V]):
+    """A thread-safe map that forgets what was used least recently, and what is past its time.
+
+    Bounded by `max_size` entries and, with `max_bytes`, by the sum of `weigh(value)`. An entry lives `ttl` seconds:
+    expired at `now >= expires`. `default_ttl=None` means that entries without a ttl of their own never expire.
+    """
+
+    def __init__(
+        self,
+        max_size: int = 1000,
+        default_ttl: float | None = 3600,
+        *,
+        max_bytes: int | None = None,
+        weigh: Callable[[V], int] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if max_size < 0:
+            raise ValueError("max_size must not be negative")
+        if max_bytes is not None and weigh is None:
+            raise ValueError("max_bytes needs weigh, the function that says how many bytes a value counts for")
+        self._max_size = max_size
+        self._default_ttl = default_ttl
+        self._max_bytes = max_bytes
+        self._weigh = weigh
+        self._monotonic = monotonic
+        self._lock = Lock()
+        self._entries: OrderedDict[K, tuple[V, float, int]] = OrderedDict()  # value, expires, weight; oldest use first
+        self._bytes = self._hits = self._misses = self._evictions = self._expirations = 0
+
+    @overload
+    def get(self, key: K) -> V | None: ...
+    @overload
+    def get(self, key: K, default: D) -> V | D: ...
+    def get(self, key: K, default: Any = None) -> Any:
+        """The value under `key`, now the one used last, or `default`; None and 0 are values like any other."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                self._misses += 1
+                return default
+            if self._monotonic() >= entry[1]:
+                self._discard(key)
+                self._expirations += 1
+                self._misses += 1
+                return default
+            self._entries.move_to_end(key)
+            self._hits += 1
+            return entry[0]
+
+    def peek(self, key: K) -> V | None:
+        """The value under `key` or None, with nothing counted and nothing moved."""
+        with self._lock:
+            entry = self._entries.get(key)
+            return None if entry is None or self._monotonic() >= entry[1] else entry[0]
+
+    def put(self, key: K, value: V, ttl: float | None = None) -> None:
+        """Keep `value` for `ttl` seconds (None = the default) as the one used last.
+
+        What could never be read again (a ttl of 0 or less, heavier than `max_bytes`) is not kept; the former value
+        under `key` goes all the same, since it is not the current one any more.
+        """
+        weight = self._weigh(value) if self._weigh is not None else 0
+        seconds = self._default_ttl if ttl is None else ttl
+        lifetime = inf if seconds is None else seconds
+        keep = lifetime > 0 and (self._max_bytes is None or weight <= self._max_bytes)
+        with self._lock:
+            self._discard(key)
+            if not keep:
+                return
+            self._entries[key] = (value, self._monotonic() + lifetime, weight)
+            self._bytes += weight
+            while len(self._entries) > self._max_size or (
+                self._max_bytes is not None and self._bytes > self._max_bytes
+            ):
+                self._bytes -= self._entries.popitem(last=False)[1][2]
+                self._evictions += 1
+
+    def delete(self, key: K) -> bool:
+        """Forget `key`; True when there was an entry, expired or not."""
+        with self._lock:
+            return self._discard(key)
+
+    def clear(self) -> int:
+        """Forget everything; the number of entries forgotten. The counters go on."""
+        with self._lock:
+            size = len(self._entries)
+            self._entries.clear()
+            self._bytes = 0
+            return size
+
+    def size(self) -> int:
+        """The number of entries held, those that expired without being met included."""
+        return len(self._entries)
+
+    def get_stats(self) -> CacheStats:
+        """The figures of this moment, which agree with each other."""
+        with self._lock:
+            return {
+                "size": len(self._entries),
+                "max_size": self._max_size,
+                "bytes": self._bytes,
+                "max_bytes": self._max_bytes,
+                "hits": self._hits,
+                "misses": self._misses,
+                "evictions": self._evictions,
+                "expirations": self._expirations,
+                "hit_ratio": hit_ratio(self._hits, self._misses),
+            }
+
+    def _discard(self, key: K) -> bool:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return False
+        self._bytes -= entry[2]
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """One answer as it is kept: ready to send, with what its headers and the ledger need."""
+
+    body: bytes
+    """The JSON body of the 200, ready to send."""
+    input_tokens: int
+    output_tokens: int
+    cost: int
+    """What it cost when it was bought, in nano-dollars."""
+    model: str
+    finish_reason: str
+    stored_at: float
+    """Epoch seconds."""
+
+
+class Found(NamedTuple):  # made at every hit, and a NamedTuple takes a third of the time of a frozen dataclass
+    """An answer found in the cache."""
+
+    answer: StoredAnswer
+    age: float
+    """Seconds since it was stored."""
+    ttl: float
+    """Seconds of freshness left; negative for a stale answer."""
+
+
+class Journal(Protocol):
+    """Where a ResponseCache notes what should outlive the process. None of these may block on a disk but `clear`."""
+
+    def append(self, key: bytes, answer: StoredAnswer, expires_at: float) -> None:
+        """`answer` is stored under `key`, fresh until `expires_at` (epoch seconds)."""
+
+    def touch(self, key: bytes) -> None:
+        """The answer under `key` was used."""
+
+    def clear(self) -> None:
+        """Everything is forgotten."""
+
+
+class CachedResponse(TypedDict):
+    """What `ResponseCache.get_cached_response` hands back."""
+
+    response: Any
+    input_tokens: int
+    output_tokens: int
+    cost: float
+    """Dollars."""
+    cached_at: float
+    """Epoch seconds."""
+
+
+class _Kept(NamedTuple):
+    answer: StoredAnswer
+    stored: float  # monotonic
+    fresh_until: float  # monotonic
+
+
+def _weight(kept: _Kept) -> int:
+    return len(kept.answer.body)  # the few hundred bytes around each body are bounded by the number of entries
+
+
+class ResponseCache:
+    """Answers by the digest of the request that they answer; `max_bytes` bounds the sum of their bodies.
+
+    An answer is fresh for its ttl and, expired, kept `stale_seconds` longer for `look_up_stale`. The service uses
+    `look_up` and `store` with keys of its own making; `get_cached_response` and `cache_response` are the same store
+    for Python callers, who name what they asked.
+    """
+
+    def __init__(
+        self,
+        max_size: int = 500,
+        default_ttl: float = 1800,
+        *,
+        max_bytes: int | None = None,
+        stale_seconds: float = 0.0,
+        journal: Journal | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._default_ttl = default_ttl
+        self._stale_seconds = stale_seconds
+        self._journal = journal
+        self._clock = clock
+        self._monotonic = monotonic
+        self._answers: LRUCache[bytes, _Kept] = LRUCache(
+            max_size, None, max_bytes=max_bytes, weigh=_weight, monotonic=monotonic
+        )
+        # What the map below counts as a hit or a miss, and this cache counts otherwise. Both are rare, so that the
+        # ordinary hit takes no second lock.
+        self._corrections = Lock()
+        self._unusable = 0
+        self._shared = 0
+
+    def look_up(self, key: bytes, *, max_age: float | None = None) -> Found | None:
+        """The fresh answer under `key`, at most `max_age` seconds old when that is given. Counts a hit or a miss."""
+        kept = self._answers.get(key)
+        if kept is None:
+            return None
+        answer, stored, fresh_until = kept
+        now = self._monotonic()
+        age = now - stored
+        if now >= fresh_until or (max_age is not None and age > max_age):
+            with self._corrections:
+                self._unusable += 1
+            return None
+        if self._journal is not None:
+            self._journal.touch(key)
+        return Found(answer, age, fresh_until - now)
+
+    def look_up_stale(self, key: bytes) -> Found | None:
+        """The answer under `key` even when it expired, at most `stale_seconds` ago. Counts neither hit nor miss."""
+        kept = self._answers.peek(key)
+        if kept is None:
+            return None
+        now = self._monotonic()
+        return Found(kept.answer, now - kept.stored, kept.fresh_until - now)
+
+    def store(self, key: bytes, answer: StoredAnswer, ttl: float | None = None) -> None:
+        """Keep `answer` under `key`, fresh for `ttl` seconds (None = the default; 0 = not kept)."""
+        lifetime = self._default_ttl if ttl is None else ttl
+        now = self._monotonic()
+        self._keep(key, _Kept(answer, now, now + lifetime), lifetime)
+        if self._journal is not None and lifetime > 0:
+            self._journal.append(key, answer, self._clock() + lifetime)
+
+    def count_shared_hit(self) -> None:
+        """An answer was shared with an identical request in flight: a hit, instead of the miss already counted."""
+        with self._corrections:
+            self._shared += 1
+
+    def restore(self, entries: Iterable[tuple[bytes, StoredAnswer, float]]) -> int:
+        """Keep what a journal held: (key, answer, fresh until, in epoch seconds), used least recently first.
+
+        Each goes on ageing where it was. What has expired meanwhile, or comes from the future because the clock was
+        set back, is left out. The number of answers kept at first; the bounds hold as ever.
+        """
+        restored = 0
+        for key, answer, expires_at in entries:
+            wall, now = self._clock(), self._monotonic()
+            age, freshness = wall - answer.stored_at, expires_at - wall
+            if age >= 0 and freshness + self._stale_seconds > 0:
+                self._keep(key, _Kept(answer, now - age, now + freshness), freshness)
+                restored += 1
+        return restored
+
+    def clear(self) -> int:
+        """Forget every answer, in the journal too; the number of answers forgotten here."""
+        size = self._answers.clear()
+        if self._journal is not None:
+            self._journal.clear()
+        return size
+
+    def get_stats(self) -> CacheStats:
+        """The figures of this moment; hits count answers that were served from here or shared in flight."""
+        stats = self._answers.get_stats()
+        with self._corrections:
+            shift = self._shared - self._unusable
+        stats["hits"] += shift
+        stats["misses"] -= shift
+        stats["hit_ratio"] = hit_ratio(stats["hits"], stats["misses"])
+        return stats
+
+    def get_cached_response(self, prompt: str, task_type: str, **what_else: Any) -> CachedResponse | None:
+        """What `cache_response` kept for the same prompt, task and `what_else`, or None."""
+        found = self.look_up(_canonical_key(prompt, task_type, what_else))
+        if found is None:
+            return None
+        answer = found.answer
+        return {
+            "response": json.loads(answer.body),
+            "input_tokens": answer.input_tokens,
+            "output_tokens": answer.output_tokens,
+            "cost": answer.cost / NANODOLLARS,
+            "cached_at": answer.stored_at,
+        }
+
+    def cache_response(
+        self,
+        prompt: str,
+        task_type: str,
+        response: Any,
+        input_tokens: int,
+        output_tokens: int,
+        cost: float,
+        ttl: float | None = None,
+        **what_else: Any,
+    ) -> None:
+        """Keep `response`, anything that JSON can say, which cost `cost` dollars (kept to the nano-dollar).
+
+        `what_else` is whatever besides prompt and task changes the answer: model, temperature, categories, language.
+        Raises TypeError for a response or a `what_else` that JSON cannot say.
+        """
+        answer = StoredAnswer(
+            body=json.dumps(response).encode(),
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            cost=round(cost * NANODOLLARS),
+            model=str(what_else.get("model", "")),
+            finish_reason="stop",
+            stored_at=self._clock(),
+        )
+        self.store(_canonical_key(prompt, task_type, what_else), answer, ttl)
+
+    def _keep(self, key: bytes, kept: _Kept, freshness: float) -> None:
+        born_stale = kept.fresh_until <= kept.stored
+        self._answers.put(key, kept, 0 if born_stale else freshness + self._stale_seconds)
+
+
+def _canonical_key(prompt: str, task_type: str, what_else: dict[str, Any]) -> bytes:
+    # JSON keeps ["a,b"] and ["a","b"] apart; `person` keeps these keys apart from those that the service makes
+    canonical = json.dumps([task_type, prompt, what_else], sort_keys=True)
+    return blake2b(canonical.encode(), digest_size=20, person=b"python caller").digest()
+
+
+class TableStats(TypedDict):
+    """What a table of clients holds now, and how many it had to forget."""
+
+    size: int
+    max_size: int
+    protected: int
+    """Clients that are, or just were, at a limit."""
+    evictions: int
+
+
+class CallTimes:
+    """When a client made its last counted calls: one ring of times that serves all windows watched.
+
+    Calls are numbered, and each window knows the number of its oldest call, which only moves forward: counting is
+    O(1), amortised, whatever the number of calls. The ring grows only when a call that some window still needs would
+    be overwritten. Not thread-safe: used under the lock of its table.
+    """
+
+    __slots__ = ("_end", "_oldest", "_ring", "_watched", "protected_until")
+
+    def __init__(self) -> None:
+        self._ring = array("d", bytes(4 * 8))  # the times, as doubles; the length is always a power of two
+        self._end = 0  # the number of the next call
+        self._watched: tuple[Hashable, ...] = ()
+        self._oldest: list[int] = []  # for each window, the number of its oldest call
+        self.protected_until = -inf
+
+    def watch(self, windows: tuple[Hashable, ...]) -> None:
+        """Number the windows from 0; to be called before each use, it costs something only when they change.
+
+        A window longer than all those watched before begins with the calls still remembered.
+        """
+        if windows is not self._watched and windows != self._watched:
+            self._oldest = [min(self._oldest, default=self._end)] * len(windows)
+            self._watched = windows
+
+    def room(self, window: int, amount: int, seconds: float, now: float) -> tuple[int, float]:
+        """How many more calls fit into `amount` in `seconds`, and when that number next grows."""
+        first = self.first_within(window, seconds, now)
+        used = self._end - first
+        if used > amount:  # possible only when the limit was lowered
+            first, used = self._end - amount, amount
+        begins = self._at(first) if used else now
+        return amount - used, begins + seconds
+
+    def first_within(self, window: int, seconds: float, now: float) -> int:
+        """The number of the oldest call less than `seconds` ago; that of the next call when there is none."""
+        ring, end, number = self._ring, self._end, self._oldest[window]
+        mask = len(ring) - 1
+        if number == end or ring[number & mask] + seconds > now:
+            return number
+        if ring[(end - 1) & mask] + seconds <= now:
+            number = end
+        while number < end and ring[number & mask] + seconds <= now:
+            number += 1
+        self._oldest[window] = number
+        return number
+
+    def record(self, now: float) -> None:
+        """Count a call at `now`, in every window."""
+        if self._end - min(self._oldest) == len(self._ring):
+            self._grow()
+        self._ring[self._end & (len(self._ring) - 1)] = now
+        self._end += 1
+
+    def count(self, seconds: float, now: float) -> int:
+        """The number of calls less than `seconds` ago among those remembered; moves nothing, O(log calls)."""
+        numbers = range(min(self._oldest, default=self._end), self._end)
+        return len(numbers) - bisect_right(numbers, now, key=lambda number: self._at(number) + seconds)
+
+    def _at(self, number: int) -> float:
+        return self._ring[number & (len(self._ring) - 1)]
+
+    def _grow(self) -> None:
+        former, size = self._ring, len(self._ring)
+        self._ring = array("d", bytes(2 * size * 8))
+        for number in range(self._end - size, self._end):
+            self._ring[number & (2 * size - 1)] = former[number & (size - 1)]
+
+
+class RateLimitCache:
+    """The calls of at most `max_size` clients; the one longest not seen goes first.
+
+    Clients at a limit are protected: they are kept apart and go only when there is nobody else, so that a flood of
+    new clients does not set them free. `lock` is held around `recall`, `protect` and the use of what they hand out.
+    """
+
+    def __init__(self, max_size: int = 10000, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        if max_size < 1:
+            raise ValueError("max_size must be at least 1")
+        self.lock = Lock()
+        self._max_size = max_size
+        self._monotonic = monotonic
+        self._open: OrderedDict[str, CallTimes] = OrderedDict()
+        self._protected: OrderedDict[str, CallTimes] = OrderedDict()
+        self._evictions = 0
+
+    def increment_count(self, key: str, window_size: float = 60) -> int:
+        """Count a call of `key`; its calls in the last `window_size` seconds, this one included.
+
+        Exact, so it takes 8 bytes for each call in the window.
+        """
+        with self.lock:
+            now = self._monotonic()
+            calls = self.recall(key, now)
+            calls.watch((window_size,))
+            calls.first_within(0, window_size, now)
+            calls.record(now)
+            return calls.count(window_size, now)
+
+    def get_count(self, key: str, window_size: float = 60) -> int:
+        """The calls of `key` in the last `window_size` seconds, 0 for an unknown one. Counts and moves nothing."""
+        with self.lock:
+            calls = self._open.get(key) or self._protected.get(key)
+            if calls is None:
+                return 0
+            return calls.count(window_size, self._monotonic())
+
+    def size(self) -> int:
+        """The number of clients in the table."""
+        return len(self._open) + len(self._protected)
+
+    def clear(self) -> int:
+        """Forget every client; the number forgotten."""
+        with self.lock:
+            size = self.size()
+            self._open.clear()
+            self._protected.clear()
+            return size
+
+    def get_stats(self) -> TableStats:
+        """The figures of this moment."""
+        with self.lock:
+            return {
+                "size": self.size(),
+                "max_size": self._max_size,
+                "protected": len(self._protected),
+                "evictions": self._evictions,
+            }
+
+    def recall(self, client: str, now: float) -> CallTimes:
+        """The calls of `client`, now the one seen last; an unknown one comes with none, in place of another's."""
+        calls = self._open.get(client)
+        if calls is not None:
+            self._open.move_to_end(client)
+            return calls
+        calls = self._protected.get(client)
+        if calls is None:
+            if len(self._open) + len(self._protected) >= self._max_size:
+                self._evict(now)
+            calls = self._open[client] = CallTimes()
+        elif calls.protected_until > now:
+            self._protected.move_to_end(client)
+        else:
+            self._open[client] = self._protected.pop(client)
+        return calls
+
+    def protect(self, client: str, calls: CallTimes, until: float) -> None:
+        """Evict `client` last until that time: it has just been recalled, and is at a limit."""
+        calls.protected_until = until
+        if self._open.pop(client, None) is not None:
+            self._protected[client] = calls
+
+    def _evict(self, now: float) -> None:
+        # One protected client is looked at for each eviction, so those whose time is over cannot pile up.
+        self._evictions += 1
+        if self._protected:
+            client, calls = self._protected.popitem(last=False)
+            if calls.protected_until <= now or not self._open:
+                return
+            self._protected[client] = calls
+        self._open.popitem(last=False)

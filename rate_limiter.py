@@ -1,0 +1,130 @@
+"""Rate limits as values, and the exact sliding windows that hold clients to them.
+
+For a client in the table, never more than N calls are admitted in *any* window of W seconds: the state is the times of
+the client's last admitted calls (`lru_cache.CallTimes`), not a count per clock minute. With several limits a call is
+counted in all of them or, rejected, in none. A check is O(1) whatever N.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from lru_cache import RateLimitCache
+
+UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+UNBOUNDED = 1 << 62
+
+_LIMIT = re.compile(
+    r"\s*(?P<amount>[0-9]{1,9})\s*/\s*(?P<units>[0-9]{1,9})?\s*(?P<unit>second|minute|hour|day)s?\s*", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most `amount` calls in any `window_seconds`."""
+
+    amount: int
+    window_seconds: int
+
+    def __post_init__(self) -> None:
+        if self.amount < 1 or self.window_seconds < 1:
+            raise ValueError("a limit needs an amount and a window of at least 1")
+
+    @property
+    def name(self) -> str:
+        """What the rate limit headers call this limit."""
+        return f"{self.amount}-in-{self.window_seconds}"
+
+
+def parse_limits(text: str) -> tuple[Limit, ...]:
+    """The limits that `text` says: `N/[K ]unit`, separated by `;`, such as `60/minute;1000/hour` or `5/3 seconds`.
+
+    Units are second, minute, hour and day. An empty text means no limit. Raises ValueError, in words, naming the part
+    that is none.
+    """
+    return tuple(map(_parse_limit, text.split(";"))) if text.strip() else ()
+
+
+def _parse_limit(part: str) -> Limit:
+    match = _LIMIT.fullmatch(part)
+    amount, units = (int(match["amount"]), int(match["units"] or 1)) if match else (0, 0)
+    if match is None or amount < 1 or units < 1:
+        raise ValueError(
+            f"{part.strip()!r} is not a rate limit: write N/unit or N/K unit with whole numbers from 1 "
+            "and second, minute, hour or day, for example 60/minute;1000/hour"
+        )
+    return Limit(amount, units * UNIT_SECONDS[match["unit"].lower()])
+
+
+class Verdict(NamedTuple):  # made at every request, and a NamedTuple takes a third of the time of a frozen dataclass
+    """What became of one call, and how its client stands afterwards."""
+
+    admitted: bool
+    limit: Limit
+    """The one with least remaining; for a rejected call the full one that frees up last."""
+    remaining: int
+    """Calls that `limit` would still admit now."""
+    reset: float
+    """Seconds until `remaining` next grows."""
+    retry_after: float
+    """Seconds after which the client is admitted if nothing else changed; 0.0 for an admitted call."""
+    policy: tuple[Limit, ...]
+    """All limits that the call was held to."""
+
+
+class RateLimiter:
+    """Admits or rejects calls; what it knows of the clients lives in `table`."""
+
+    def __init__(self, table: RateLimitCache, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._table = table
+        self._monotonic = monotonic
+
+    def hit(self, client: str, limits: tuple[Limit, ...]) -> Verdict | None:
+        """Count a call of `client` if every one of `limits` admits it; None when there are no limits."""
+        if not limits:
+            return None
+        table = self._table
+        with table.lock:
+            now = self._monotonic()
+            calls = table.recall(client, now)
+            calls.watch(limits)
+            tightest, least, grows = limits[0], UNBOUNDED, 0.0
+            for window, limit in enumerate(limits):
+                room, grows_at = calls.room(window, limit.amount, limit.window_seconds, now)
+                if room < least or (room == least and grows_at > grows):
+                    tightest, least, grows = limit, room, grows_at
+            admitted = least > 0
+            if admitted:
+                calls.record(now)
+                least -= 1
+            if least == 0:
+                table.protect(client, calls, now + tightest.window_seconds)
+        if admitted:
+            return Verdict(True, tightest, least, grows - now, 0.0, limits)
+        wait = _seconds_until(grows, now)
+        return Verdict(False, tightest, 0, wait, wait, limits)
+
+
+def _seconds_until(moment: float, now: float) -> float:
+    """The wait after which `now + wait >= moment` holds in floating point too, so that a promise to admit is kept."""
+    wait = moment - now
+    while now + wait < moment:
+        wait += math.ulp(moment)
+    return wait
+
+
+@lru_cache(maxsize=256)
+def policy_header(limits: tuple[Limit, ...]) -> str:
+    """The value of RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-11): each quota and its window in seconds."""
+    return ", ".join(f'"{limit.name}";q={limit.amount};w={limit.window_seconds}' for limit in limits)
+
+
+def limit_header(verdict: Verdict) -> str:
+    """The value of RateLimit (same draft): remaining calls, and whole seconds until there are more, rounded up."""
+    return f'"{verdict.limit.name}";r={verdict.remaining};t={math.ceil(verdict.reset)}'

@@ -1,0 +1,1 @@
+"""Engines for state that outlives or leaves the process."""
