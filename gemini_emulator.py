@@ -81,6 +81,11 @@ class Call:
         """Is the answer wanted in pieces."""
         return self.method == "streamGenerateContent"
 
+    @property
+    def generates(self) -> bool:
+        """Is an answer wanted, and not a count or a list."""
+        return self.method in ("generateContent", "streamGenerateContent")
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -330,7 +335,7 @@ def _array_stream(payloads: Iterable[Any]) -> Iterator[bytes]:
     for payload in payloads:
         yield _chunk(before + json_bytes(payload))
         before = b"\n,\r\n"
-    yield _chunk(b"\n]\n") + b"0\r\n\r\n"
+    yield _chunk(b"\n]") + b"0\r\n\r\n"
 
 
 def _chunk(data: bytes) -> bytes:
@@ -448,7 +453,7 @@ def _described(model: str) -> dict[str, Any]:
 
 
 def _generated(call: Call, chunks: int) -> Iterator[dict[str, Any]]:
-    text, finish_reason = _within_limit(call, canned_text(call))
+    text, finish_reason = canned_answer(call)
     asked = prompt_tokens(call)
     size = max(1, -(-len(text) // chunks))
     for end in range(size, len(text) + size, size):
@@ -457,15 +462,15 @@ def _generated(call: Call, chunks: int) -> Iterator[dict[str, Any]]:
         yield candidate(call, text[end - size : end], finish_reason=finish_reason if last else None, usage=usage)
 
 
-def _within_limit(call: Call, text: str) -> tuple[str, str]:
-    limit = call.max_output_tokens
+def canned_answer(call: Call) -> tuple[str, str]:
+    """What the offline model says to this call, and why it ends: STOP, or MAX_TOKENS when the call's limit cuts it."""
+    text, limit = _canned_text(call), call.max_output_tokens
     if call.labels or not limit or token_count(text) <= limit:  # a label is never cut: it would be another answer
         return text, "STOP"
     return text[: 4 * limit], "MAX_TOKENS"
 
 
-def canned_text(call: Call) -> str:
-    """What the offline model says to this call."""
+def _canned_text(call: Call) -> str:
     if call.labels:
         return _label(call.prompt, call.labels)
     if "code" in call.system.casefold():
