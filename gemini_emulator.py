@@ -39,16 +39,8 @@ _PATH = re.compile(r"/v1(?:beta)?/models(?:/(?P<model>[^/:]+)(?::(?P<action>\w+)
 _GENERATING = ("generateContent", "streamGenerateContent", "countTokens")
 # In the order of their numbers in Google's protocol buffers, where 0 is "unspecified".
 _FINISH_REASONS = (
-    "STOP",
-    "MAX_TOKENS",
-    "SAFETY",
-    "RECITATION",
-    "OTHER",
-    "LANGUAGE",
-    "BLOCKLIST",
-    "PROHIBITED_CONTENT",
-    "SPII",
-)
+    "STOP", "MAX_TOKENS", "SAFETY", "RECITATION", "OTHER", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII",
+)  # fmt: skip
 _BLOCK_REASONS = ("SAFETY", "OTHER", "BLOCKLIST", "PROHIBITED_CONTENT", "IMAGE_SAFETY")
 
 
@@ -128,7 +120,7 @@ class Emulator:
     """A server on the loopback that answers every call by `answer`, on one thread per connection.
 
     `port` 0 takes a free one. `start` raises OSError when the port is taken. `close` ends open connections and returns
-    when the server's threads have ended.
+    when the server's threads have ended. A closed emulator does not start again.
     """
 
     def __init__(
@@ -254,15 +246,16 @@ def _parsed(verb: str, target: str, headers: Mapping[str, str], raw: bytes) -> C
     alt = query.get("alt", query.get("$alt", [""]))[0]
     asked = _asked(raw)
     config = _mapping(asked.get("generationConfig"))
+    limit, temperature = config.get("maxOutputTokens"), config.get("temperature")
     return Call(
         method=_method(verb, place) if place else "",
         model=(place["model"] or "") if place else "",
         key=headers.get("x-goog-api-key") or "".join(query.get("key", ())) or None,
         prompt="\n".join(_texts(asked.get("contents"))),
         system="\n".join(_texts([asked.get("systemInstruction")])),
-        labels=tuple(map(str, _mapping(config.get("responseSchema")).get("enum") or ())),
-        max_output_tokens=config.get("maxOutputTokens"),
-        temperature=config.get("temperature"),
+        labels=tuple(map(str, _items(_mapping(config.get("responseSchema")).get("enum")))),
+        max_output_tokens=limit if isinstance(limit, int) and limit > 0 else None,
+        temperature=temperature if isinstance(temperature, int | float) else None,
         sse=alt == "sse",
         numeric_enums="enum-encoding=int" in alt,
         headers=headers,
@@ -290,9 +283,13 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
+
+
 def _texts(contents: Any) -> Iterator[str]:
-    for content in contents if isinstance(contents, list) else [contents]:
-        for part in _mapping(content).get("parts") or ():
+    for content in _items(contents):
+        for part in _items(_mapping(content).get("parts")):
             yield str(_mapping(part).get("text", ""))
 
 
@@ -455,7 +452,7 @@ def _described(model: str) -> dict[str, Any]:
 def _generated(call: Call, chunks: int) -> Iterator[dict[str, Any]]:
     text, finish_reason = canned_answer(call)
     asked = prompt_tokens(call)
-    size = max(1, -(-len(text) // chunks))
+    size = max(1, -(-len(text) // max(1, chunks)))
     for end in range(size, len(text) + size, size):
         usage = Usage(prompt=asked, candidates=token_count(text[:end]))
         last = end >= len(text)
@@ -465,7 +462,7 @@ def _generated(call: Call, chunks: int) -> Iterator[dict[str, Any]]:
 def canned_answer(call: Call) -> tuple[str, str]:
     """What the offline model says to this call, and why it ends: STOP, or MAX_TOKENS when the call's limit cuts it."""
     text, limit = _canned_text(call), call.max_output_tokens
-    if call.labels or not limit or token_count(text) <= limit:  # a label is never cut: it would be another answer
+    if call.labels or limit is None or token_count(text) <= limit:  # a label is never cut: it would be another answer
         return text, "STOP"
     return text[: 4 * limit], "MAX_TOKENS"
 

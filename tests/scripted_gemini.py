@@ -355,8 +355,11 @@ def hang() -> Step:
     return lambda gemini, _call: Reply(silence(gemini))
 
 
-def cut(after_bytes: int = 0, step: Step | None = None) -> Step:
-    """The reply of `step` (generated, hence billed), of which so many bytes arrive before the connection ends."""
+def cut(after_bytes: int | None = 0, step: Step | None = None) -> Step:
+    """The reply of `step` (generated, hence billed), of which so many bytes arrive before the connection ends.
+
+    With None all of them arrive: the client's pool keeps a connection that is dead at the next call.
+    """
     return _reshaped(step, lambda _gemini, pieces: iter([b"".join(pieces)[:after_bytes]]), closes=True)
 
 

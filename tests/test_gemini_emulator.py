@@ -423,6 +423,15 @@ class TestScript:
             client.open("generateContent", asking()).read()
         assert gemini.delivered.total > 0
 
+    def test_a_connection_may_die_between_calls(self, gemini: ScriptedGemini) -> None:
+        """The whole reply arrives, without a word that the connection ends after it."""
+        gemini.answers(play.cut(None))
+        with Client(gemini.url) as client:
+            assert client.post("generateContent", asking())[0] == 200
+            with pytest.raises((http.client.RemoteDisconnected, OSError)):
+                client.post("generateContent", asking())
+        assert gemini.count == 1
+
     @pytest.mark.parametrize("step", [play.drip(0.0001), play.slow_headers(0.0001), play.after(0.001)])
     def test_slow_replies_arrive_whole(self, gemini: ScriptedGemini, step: play.Step) -> None:
         """Slowness changes when, not what."""
