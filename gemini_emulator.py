@@ -550,22 +550,26 @@ def _slowed(reply: Reply, seconds: float) -> Reply:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve canned answers until interrupted."""
+    with _emulator(argv) as emulator:
+        print(f"Gemini emulator (canned answers) on {emulator.url}", flush=True)
+        with suppress(KeyboardInterrupt):
+            emulator.closing.wait()
+    return 0
+
+
+def _emulator(argv: Sequence[str] | None) -> Emulator:
     parser = argparse.ArgumentParser(description="A local server that speaks Gemini's REST protocol.")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=9100, help="0 takes a free one")
+    parser.add_argument("--port", type=int, default=9100, help="0 takes a free one (default: 9100)")
     parser.add_argument("--latency-ms", type=float, default=0.0, help="wait before each piece of an answer")
-    parser.add_argument("--chunks", type=int, default=4, help="pieces of a streamed answer")
+    parser.add_argument("--chunks", type=int, default=4, help="pieces of a streamed answer (default: 4)")
     options = parser.parse_args(argv)
     answer = partial(canned, chunks=options.chunks)
 
     def slow(call: Call) -> Reply:
         return _slowed(answer(call), options.latency_ms / 1000)
 
-    with Emulator(host=options.host, port=options.port, answer=slow if options.latency_ms else answer) as emulator:
-        print(f"Gemini emulator (canned answers) on {emulator.url}", flush=True)
-        with suppress(KeyboardInterrupt):
-            emulator.closing.wait()
-    return 0
+    return Emulator(host=options.host, port=options.port, answer=slow if options.latency_ms else answer)
 
 
 if __name__ == "__main__":

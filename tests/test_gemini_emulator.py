@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gemini_emulator import Emulator, Usage
+from gemini_emulator import Emulator, Usage, _emulator
 from tests import scripted_gemini as play
 from tests.scripted_gemini import CUT, IDLE, Fault, ScriptedGemini
 
@@ -321,17 +322,45 @@ class TestLife:
         assert answer_to(emulator.url, asking())
         assert capfd.readouterr().err == ""
 
+    def test_a_failed_accept_is_not_the_end(self) -> None:
+        """A client that left before it was accepted does not stop the server."""
+        emulator = Emulator()
+        ours, theirs = socket.socketpair()
+
+        class Listener:
+            failures = 1
+
+            def accept(self) -> tuple[socket.socket, None]:
+                if self.failures:
+                    self.failures -= 1
+                    raise ConnectionAbortedError
+                emulator.closing.set()
+                return ours, None
+
+        listener: Any = Listener()
+        emulator._accept(listener)
+        assert theirs.recv(1) == b""
+        theirs.close()
+
+    @pytest.mark.parametrize(("options", "pieces"), [([], 4), (["--chunks", "2", "--latency-ms", "0.1"], 2)])
+    def test_its_options_shape_the_answers(self, options: list[str], pieces: int) -> None:
+        """`--chunks` is how many pieces a stream has, `--latency-ms` delays them and changes nothing else."""
+        with _emulator(["--port", "0", *options]) as emulator, Client(emulator.url) as client:
+            _, stream = client.post("streamGenerateContent", asking())
+            _, plain = client.post("generateContent", asking())
+        assert len(stream) == pieces
+        assert "".join(map(said, stream)) == said(plain)
+
     def test_it_serves_by_itself(self) -> None:
         """`python gemini_emulator.py` prints its address and answers."""
         program = Path(__file__).parents[1] / "gemini_emulator.py"
-        command = [sys.executable, str(program), "--port", "0", "--chunks", "2", "--latency-ms", "1"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        command = [sys.executable, str(program), "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            url = process.stdout.readline().split()[-1]
-            with Client(url) as client:
-                _, pieces = client.post("streamGenerateContent", asking())
+            assert "canned" in said(answer_to(process.stdout.readline().split()[-1], asking()))
             process.terminate()
-        assert len(pieces) == 2
+            _, complaints = process.communicate(timeout=10)
+        assert complaints == ""
 
 
 class TestScript:
