@@ -1,0 +1,427 @@
+"""Gemini through google-generativeai: one call, one answer, every failure in our own words.
+
+    Gemini               one attempt per call; whoever calls decides about retries, breaker and money
+    AnswerStream         the same as a stream of deltas
+    generate_text, generate_code, classify_text      for Python callers, with the environment's settings
+
+The SDK is used for its messages and its REST client and nowhere else in the project. Its global `configure()` is not
+touched, its own retries are off, and it is imported by the first call (or `warm_up`), since that takes half a second
+and 45 MB. Foreign exceptions are translated here, at one border, with the cause kept; our sentences hold nothing that
+came from Gemini. How calls end on time and what failures mean is told in upstream/.
+
+Thought parts are left out of an answer. They come only when asked for, which this SDK cannot do, and its messages would
+not tell them from text, so they are taken out before it reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+from errors import ApiError, ContentBlocked, MaxOutputTokensTooSmall, NotConfigured, UpstreamInvalidAnswer
+from tasks import TASK_BY_NAME, Answer, FinishReason, Instruction, TokenUsage, parse
+
+if TYPE_CHECKING:
+    from config import Settings
+    from resilience.retry import Retrier
+    from upstream.transport import Call, Watchdog
+
+GOOGLE = "https://generativelanguage.googleapis.com"
+MAX_ERROR_BYTES = 65_536
+SOCKET_GRACE_SECONDS = 1.0
+"""The socket's own time-out is later than the call's end by this; it matters only if the deadline thread is gone."""
+
+# Numbers of FinishReason in the API's protocol buffers; names that the SDK does not know arrive as 0.
+_STOP, _MAX_TOKENS = 1, 2
+_BLOCKED = frozenset({3, 4, 6, 7, 8, 9, 11})
+"""SAFETY, RECITATION, LANGUAGE, BLOCKLIST, PROHIBITED_CONTENT, SPII, IMAGE_SAFETY."""
+
+
+class Gemini:
+    """Gemini's generateContent and streamGenerateContent for one key and one model. Thread-safe.
+
+    `endpoint` is the URL of another server that speaks the protocol. `max_connections` are kept alive; more calls
+    than that work but connect anew. Proxies of the environment are honoured except for a loopback endpoint.
+    Resolving the endpoint's name is the one step that a deadline cannot end.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str,
+        model: str,
+        endpoint: str | None = None,
+        max_connections: int = 32,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._api_key = _checked_key(api_key)
+        self._model = model
+        self._endpoint = (endpoint or GOOGLE).rstrip("/")
+        self._max_connections = max_connections
+        self._monotonic = monotonic
+        self._building = threading.Lock()
+        self._built: _Sdk | None = None
+
+    @property
+    def model(self) -> str:
+        """The configured model; an answer names the one that wrote it."""
+        return self._model
+
+    def warm_up(self) -> None:
+        """Import the SDK and build the client, once; the first call does it otherwise. Connects to nothing."""
+        self._sdk()
+
+    def close(self) -> None:
+        """Close idle connections and end the deadline thread. No call may follow."""
+        with self._building:
+            if self._built is not None:
+                self._built.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.close()
+
+    def generate(self, instruction: Instruction, *, deadline: float) -> Answer:
+        """Ask once; over by `deadline` (monotonic seconds). Raises UpstreamFailure.
+
+        A completed call whose answer cannot be used is an Answer with `failure` set, for it may cost money.
+        """
+        from upstream.failures import translated
+        from upstream.transport import Call
+
+        sdk = self._sdk()
+        request = sdk.request(self._model, instruction)
+        call = Call(deadline, self._monotonic)
+        sdk.watchdog.watch(call, deadline)
+        try:
+            with translated(call), call.on_this_thread():
+                message = sdk.client.generate_content(
+                    request, retry=None, timeout=self._socket_timeout(deadline), metadata=()
+                )
+        finally:
+            sdk.watchdog.forget(call)
+        draft = _Draft(self._model)
+        draft.add(type(message).pb(message))
+        return draft.answer()
+
+    def stream(self, instruction: Instruction, *, gap_seconds: float, deadline: float) -> AnswerStream:
+        """Ask once and get the answer as it is written. The call is made by the first `next`.
+
+        The first chunk and each gap between chunks take at most `gap_seconds`, the whole ends by `deadline`.
+        """
+        from upstream.transport import Call
+
+        sdk = self._sdk()
+        request = sdk.request(self._model, instruction)
+
+        def send() -> Any:
+            timeout = self._socket_timeout(deadline)
+            messages: Any = sdk.client.stream_generate_content(request, retry=None, timeout=timeout, metadata=())
+            return messages
+
+        return AnswerStream(
+            send,
+            Call(deadline, self._monotonic),
+            sdk.watchdog,
+            self._model,
+            gap_seconds=gap_seconds,
+            deadline=deadline,
+            monotonic=self._monotonic,
+        )
+
+    def _socket_timeout(self, deadline: float) -> float:
+        return max(0.0, deadline - self._monotonic()) + SOCKET_GRACE_SECONDS
+
+    def _sdk(self) -> _Sdk:
+        if self._built is None:
+            with self._building:
+                if self._built is None:
+                    self._built = _Sdk(self._api_key, self._endpoint, self._max_connections, self._monotonic)
+        return self._built
+
+
+class AnswerStream:
+    """An answer that is still coming: iterate for its deltas, as Gemini sends them; close it in the end.
+
+    One thread iterates and closes. `answer` is there once the iteration has ended by itself. `next` raises
+    UpstreamFailure; what came before stays readable in `text_so_far`, `usage_so_far` and `partial_answer()`, and may
+    have to be paid for.
+    """
+
+    answer: Answer
+
+    def __init__(
+        self,
+        send: Callable[[], Any],
+        call: Call,
+        watchdog: Watchdog,
+        model: str,
+        *,
+        gap_seconds: float,
+        deadline: float,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._send = send
+        self._call = call
+        self._watchdog = watchdog
+        self._gap_seconds = gap_seconds
+        self._deadline = deadline
+        self._monotonic = monotonic
+        self._messages: Any = None
+        self._draft = _Draft(model)
+        self._closed = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        """The next delta; never empty."""
+        try:
+            while (message := self._next_message()) is not None:
+                if delta := self._draft.add(type(message).pb(message)):
+                    return delta
+        except BaseException:
+            self.close()
+            raise
+        if not self._closed:
+            self.answer = self._draft.answer()
+            self.close()
+        raise StopIteration
+
+    @property
+    def text_so_far(self) -> str:
+        """The deltas that came, joined."""
+        return self._draft.text
+
+    @property
+    def usage_so_far(self) -> TokenUsage | None:
+        """The running totals of the last chunk that had any."""
+        return self._draft.usage
+
+    @property
+    def model(self) -> str:
+        """The model that answers; the configured one until Gemini has said."""
+        return self._draft.model
+
+    def partial_answer(self) -> Answer:
+        """What came so far as an answer, for the bill of a stream that did not end by itself."""
+        return Answer(self.text_so_far, self.model, self.usage_so_far)
+
+    def cancel(self) -> None:
+        """End Gemini's side at once, from any thread: a running `next` raises, and so does the next one."""
+        from upstream.transport import Cut
+
+        self._call.cut(Cut.CANCEL)
+
+    def close(self) -> None:
+        """Let go of the connection. Idempotent; for the thread that iterates."""
+        if not self._closed:
+            self._closed = True
+            self._watchdog.forget(self._call)
+            if self._messages is not None:
+                self._messages.cancel()
+
+    def _next_message(self) -> Any:
+        from upstream.failures import translated
+
+        if self._closed:
+            return None
+        self._watchdog.watch(self._call, min(self._deadline, self._monotonic() + self._gap_seconds))
+        with translated(self._call, is_whole=lambda: self._draft.finished), self._call.on_this_thread():
+            if self._messages is None:
+                self._messages = self._send()
+            message = next(self._messages, None)
+            self._watchdog.watch(self._call, self._deadline)  # the caller's pace is no gap of Gemini's
+            return message
+        return None  # the answer was whole before the connection failed
+
+
+class _Sdk:
+    """The imported SDK with a client of our own making."""
+
+    def __init__(self, api_key: str, endpoint: str, connections: int, monotonic: Callable[[], float]) -> None:
+        with warnings.catch_warnings():  # the SDK announces its end of life, and its dependencies theirs
+            warnings.simplefilter("ignore")
+            from google.ai.generativelanguage import GenerativeServiceClient
+            from google.generativeai import protos
+        from upstream import transport
+
+        self._protos = protos
+        self.watchdog = transport.Watchdog(monotonic=monotonic)
+        self.client = GenerativeServiceClient(
+            transport="rest", client_options={"api_key": api_key, "api_endpoint": endpoint}
+        )
+        # The SDK has no public way to size its pool or to bound its calls.
+        self._session: Any = self.client.transport._session  # type: ignore[attr-defined]  # only its REST kind has it
+        transport.prepare(self._session, endpoint=endpoint, connections=connections, judge=_judge)
+
+    def close(self) -> None:
+        self.watchdog.close()
+        self._session.close()
+
+    def request(self, model: str, instruction: Instruction) -> Any:
+        protos = self._protos
+        config = protos.GenerationConfig(
+            temperature=instruction.temperature, max_output_tokens=instruction.max_output_tokens, candidate_count=1
+        )
+        if instruction.labels:
+            config.response_mime_type = "text/x.enum"
+            config.response_schema = protos.Schema(type=protos.Type.STRING, enum=list(instruction.labels))
+        return protos.GenerateContentRequest(
+            model=model if "/" in model else f"models/{model}",
+            contents=[protos.Content(role="user", parts=[protos.Part(text=instruction.prompt)])],
+            system_instruction=instruction.system and protos.Content(parts=[protos.Part(text=instruction.system)]),
+            generation_config=config,
+        )
+
+
+class _Draft:
+    """An answer put together from one message or many."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.usage: TokenUsage | None = None
+        self._parts: list[str] = []
+        self._finish = 0
+        self._blocked = False
+
+    @property
+    def text(self) -> str:
+        return "".join(self._parts)
+
+    @property
+    def finished(self) -> bool:
+        return self._finish != 0
+
+    def add(self, message: Any) -> str:
+        """Take over one GenerateContentResponse (the protocol buffer); its text is returned."""
+        self.model = message.model_version.removeprefix("models/") or self.model
+        if message.HasField("usage_metadata"):
+            self.usage = _usage(message.usage_metadata) or self.usage
+        if not message.candidates:
+            self._blocked = self._blocked or message.HasField("prompt_feedback")
+            return ""
+        candidate = message.candidates[0]
+        self._finish = candidate.finish_reason or self._finish
+        text = "".join(part.text for part in candidate.content.parts)
+        self._parts.append(text)
+        return text
+
+    def answer(self) -> Answer:
+        finish_reason = FinishReason.MAX_TOKENS if self._finish == _MAX_TOKENS else FinishReason.STOP
+        text = self.text
+        return Answer(text, self.model, self.usage, finish_reason, self._failure(bool(text.strip())))
+
+    def _failure(self, has_text: bool) -> ApiError | None:
+        """Reasons that are new, OTHER or missing mean that the answer is not known to be whole."""
+        if self._blocked or self._finish in _BLOCKED:
+            return ContentBlocked()
+        if has_text and self._finish in (_STOP, _MAX_TOKENS):
+            return None
+        return MaxOutputTokensTooSmall() if self._finish == _MAX_TOKENS else UpstreamInvalidAnswer()
+
+
+def _usage(reported: Any) -> TokenUsage | None:
+    """Gemini's total includes thinking, which the SDK does not pass on; the prompt includes the cached part."""
+    prompt = max(0, reported.prompt_token_count)
+    total = reported.total_token_count
+    output = total - prompt if total >= prompt and total else reported.candidates_token_count
+    if not prompt and not output:
+        return None
+    return TokenUsage(prompt, max(0, output), min(prompt, max(0, reported.cached_content_token_count)))
+
+
+def _checked_key(api_key: str) -> str:
+    key = api_key.strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ValueError("the Gemini key is empty or holds characters that a header cannot carry")
+    return key
+
+
+def _judge(response: Any) -> None:
+    """Look at a response before the SDK does: raise what a bad status means, and say how a good body is read."""
+    from upstream.bodies import pieces_of, readable
+    from upstream.failures import failure_of_status
+
+    if response.status_code != 200:
+        raise failure_of_status(response.status_code, _error_body(response), response.headers)
+    response.iter_content = partial(readable, pieces_of(response))
+
+
+def _error_body(response: Any) -> bytes:
+    with response:
+        try:
+            body: bytes = response.raw.read(MAX_ERROR_BYTES, decode_content=True)
+        except Exception:  # the status says enough
+            return b""
+    return body
+
+
+# For Python callers
+
+_shared: tuple[Gemini, Retrier] | None = None
+_sharing = threading.Lock()
+
+
+def generate_text(prompt: str) -> str:
+    """The model's answer to `prompt`, with the environment's settings and retries.
+
+    Calls from here go past the service: no cache, no rate limit, no ledger. Raises ApiError: InvalidRequest for a
+    prompt the API would not take either, NotConfigured without a key, else what went wrong at Gemini.
+    """
+    return _complete("text", {"prompt": prompt})
+
+
+def generate_code(prompt: str) -> str:
+    """Code for what `prompt` describes, without the fence around it. Otherwise like `generate_text`."""
+    return _complete("code", {"prompt": prompt})
+
+
+def classify_text(text: str, categories: Sequence[str]) -> str:
+    """The one of `categories` that fits `text`, spelled as given. Otherwise like `generate_text`."""
+    return _complete("classify", {"text": text, "categories": list(categories)})
+
+
+def _complete(task_name: str, fields: Mapping[str, object]) -> str:
+    from config import load_settings
+
+    settings = load_settings()
+    task = TASK_BY_NAME[task_name]
+    instruction = parse(task, json.dumps(fields).encode(), max_chars=settings.max_prompt_chars).instruction
+    gemini, retrier = _shared_client(settings)
+    deadline = time.monotonic() + settings.gemini_timeout_seconds
+
+    def complete() -> str:
+        answer = retrier.run(lambda _number: gemini.generate(instruction, deadline=deadline), deadline=deadline)
+        if answer.failure is not None:
+            raise answer.failure
+        return task.read(instruction, answer)
+
+    for _ in range(task.repairs):
+        try:
+            return complete()
+        except UpstreamInvalidAnswer:
+            continue
+    return complete()
+
+
+def _shared_client(settings: Settings) -> tuple[Gemini, Retrier]:
+    from resilience.retry import Retrier, RetryBudget
+
+    global _shared  # one pool of connections for all callers, built when the first one comes
+    with _sharing:
+        if _shared is None:
+            if settings.google_api_key is None:
+                raise NotConfigured("No Gemini key is configured: set GOOGLE_API_KEY.")
+            gemini = Gemini(
+                api_key=settings.google_api_key, model=settings.gemini_model, endpoint=settings.gemini_api_endpoint
+            )
+            _shared = gemini, Retrier(max_attempts=settings.gemini_max_attempts, budget=RetryBudget())
+        return _shared
