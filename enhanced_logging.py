@@ -230,11 +230,11 @@ class RequestLogger:
 
     def _encoded(self, event: RequestEvent | Operation) -> list[tuple[str, str]]:
         try:
-            return list(self._lines.of(event))
+            return self._lines.of(event)
         except Exception as error:  # one event that defies its types must not end the log
             fault = traceback_of(error, with_messages=False) or ""
             lost = Operation(self._clock(), "event_unreadable", "An event could not be logged.", (("fault", fault),))
-            return list(self._lines.of(lost))
+            return self._lines.of(lost)
 
     def _write(self, pages: dict[str, list[str]]) -> None:
         for name, lines in pages.items():

@@ -23,6 +23,7 @@ V = TypeVar("V")
 D = TypeVar("D")
 
 NANODOLLARS = 1_000_000_000
+UNBOUNDED = 1 << 62
 
 
 class CacheStats(TypedDict):
@@ -391,15 +392,16 @@ class CallTimes:
     """When a client made its last counted calls: one ring of times that serves all windows watched.
 
     Calls are numbered, and each window knows the number of its oldest call, which only moves forward: counting is
-    O(1), amortised, whatever the number of calls. The ring grows only when a call that some window still needs would
+    O(1), or O(log calls) after a pause. The ring grows only when a call that some window still needs would
     be overwritten. Not thread-safe: used under the lock of its table.
     """
 
-    __slots__ = ("_end", "_oldest", "_ring", "_watched", "protected_until")
+    __slots__ = ("_end", "_full_at", "_oldest", "_ring", "_watched", "protected_until")
 
     def __init__(self) -> None:
         self._ring = array("d", bytes(4 * 8))  # the times, as doubles; the length is always a power of two
         self._end = 0  # the number of the next call
+        self._full_at = 4  # the number of the first call that has no place, as far as is known
         self._watched: tuple[Hashable, ...] = ()
         self._oldest: list[int] = []  # for each window, the number of its oldest call
         self.protected_until = -inf
@@ -415,46 +417,43 @@ class CallTimes:
 
     def room(self, window: int, amount: int, seconds: float, now: float) -> tuple[int, float]:
         """How many more calls fit into `amount` in `seconds`, and when that number next grows."""
-        first = self.first_within(window, seconds, now)
-        used = self._end - first
-        if used > amount:  # possible only when the limit was lowered
-            first, used = self._end - amount, amount
-        begins = self._at(first) if used else now
-        return amount - used, begins + seconds
-
-    def first_within(self, window: int, seconds: float, now: float) -> int:
-        """The number of the oldest call less than `seconds` ago; that of the next call when there is none."""
-        ring, end, number = self._ring, self._end, self._oldest[window]
+        ring, end, first = self._ring, self._end, self._oldest[window]
         mask = len(ring) - 1
-        if number == end or ring[number & mask] + seconds > now:
-            return number
-        if ring[(end - 1) & mask] + seconds <= now:
-            number = end
-        while number < end and ring[number & mask] + seconds <= now:
-            number += 1
-        self._oldest[window] = number
-        return number
+        if first < end and ring[first & mask] + seconds <= now:
+            first += 1  # most often just one call has left the window since
+            if first < end and ring[first & mask] + seconds <= now:
+                first = self._first_within(seconds, now, first)
+            self._oldest[window] = first
+        if first == end:
+            return amount, now + seconds
+        if end - first > amount:  # possible only when the limit was lowered
+            first = end - amount
+        return amount - (end - first), ring[first & mask] + seconds
 
     def record(self, now: float) -> None:
         """Count a call at `now`, in every window."""
-        if self._end - min(self._oldest) == len(self._ring):
-            self._grow()
-        self._ring[self._end & (len(self._ring) - 1)] = now
-        self._end += 1
+        end = self._end
+        if end == self._full_at:
+            self._make_place()
+        self._ring[end & (len(self._ring) - 1)] = now
+        self._end = end + 1
 
     def count(self, seconds: float, now: float) -> int:
-        """The number of calls less than `seconds` ago among those remembered; moves nothing, O(log calls)."""
-        numbers = range(min(self._oldest, default=self._end), self._end)
-        return len(numbers) - bisect_right(numbers, now, key=lambda number: self._at(number) + seconds)
+        """The calls less than `seconds` ago among those remembered; moves nothing."""
+        return self._end - self._first_within(seconds, now, min(self._oldest, default=self._end))
 
-    def _at(self, number: int) -> float:
-        return self._ring[number & (len(self._ring) - 1)]
+    def _first_within(self, seconds: float, now: float, first: int) -> int:
+        """The number of the first call less than `seconds` ago, from number `first` on; O(log calls)."""
+        ring, mask = self._ring, len(self._ring) - 1
+        return first + bisect_right(range(first, self._end), now, key=lambda number: ring[number & mask] + seconds)
 
-    def _grow(self) -> None:
-        former, size = self._ring, len(self._ring)
-        self._ring = array("d", bytes(2 * size * 8))
-        for number in range(self._end - size, self._end):
-            self._ring[number & (2 * size - 1)] = former[number & (size - 1)]
+    def _make_place(self) -> None:
+        former, size, oldest = self._ring, len(self._ring), min(self._oldest)
+        if self._end - oldest == size:
+            self._ring = array("d", bytes(2 * size * 8))
+            for number in range(oldest, self._end):
+                self._ring[number & (2 * size - 1)] = former[number & (size - 1)]
+        self._full_at = oldest + len(self._ring)
 
 
 class RateLimitCache:
@@ -483,9 +482,9 @@ class RateLimitCache:
             now = self._monotonic()
             calls = self.recall(key, now)
             calls.watch((window_size,))
-            calls.first_within(0, window_size, now)
+            room, _ = calls.room(0, UNBOUNDED, window_size, now)
             calls.record(now)
-            return calls.count(window_size, now)
+            return UNBOUNDED - room + 1
 
     def get_count(self, key: str, window_size: float = 60) -> int:
         """The calls of `key` in the last `window_size` seconds, 0 for an unknown one. Counts and moves nothing."""

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from lru_cache import RateLimitCache
+from lru_cache import UNBOUNDED, RateLimitCache
 
 UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
-UNBOUNDED = 1 << 62
 
 _LIMIT = re.compile(
     r"\s*(?P<amount>[0-9]{1,9})\s*/\s*(?P<units>[0-9]{1,9})?\s*(?P<unit>second|minute|hour|day)s?\s*", re.IGNORECASE

@@ -96,12 +96,13 @@ class PriceTable:
             raise ValueError(f"{path.name}: {error}") from None
 
     @classmethod
-    def fixed(cls, input_per_million: Decimal, output_per_million: Decimal) -> PriceTable:
+    def fixed(cls, input_per_million: Decimal | float, output_per_million: Decimal | float) -> PriceTable:
         """One price for every model, in dollars per million tokens; cached input is charged as input.
 
+        A float counts as the decimal number it is written as: 0.1 is a tenth.
         Raises ValueError for a rate that is negative, not finite or finer than a nano-dollar.
         """
-        input_rate, output_rate = _rate(input_per_million), _rate(output_per_million)
+        input_rate, output_rate = (_rate(Decimal(str(rate))) for rate in (input_per_million, output_per_million))
         return cls([Price("", date.min, input_rate, input_rate, output_rate)])
 
     def price_of(self, model: str, on: date) -> Price | None:
@@ -156,6 +157,11 @@ def format_usd(nano: int) -> str:
     if rest > 500 or (rest == 500 and micro & 1):
         micro += 1
     return f"{micro // 1_000_000}.{micro % 1_000_000:06d}"
+
+
+def dollars(nano: int) -> float:
+    """The JSON number of dollars that stands for `nano`: exact as printed, up to nine decimals."""
+    return nano / NANO
 
 
 def exact_usd(nano: int) -> str:

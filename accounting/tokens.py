@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from accounting.prices import DEFAULT_MODEL, NANO, Price
 
@@ -99,15 +99,6 @@ def _read_encoding(file: Path) -> tiktoken.Encoding | None:
     return tiktoken.Encoding("cl100k_base", pat_str=_WORDS, mergeable_ranks=ranks, special_tokens={})
 
 
-class ReportedUsage(Protocol):
-    """The tokens of one call as Gemini counted them."""
-
-    @property
-    def input(self) -> int: ...
-    @property
-    def output(self) -> int: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Drift:
     """Gemini's token counts beside tiktoken's for the same calls."""
@@ -157,9 +148,9 @@ class DriftMeter:
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def observe(self, prompt_text: str, answer_text: str, usage: ReportedUsage) -> None:
-        """Compare the counts of one call soon; returns at once."""
-        call = _Call(prompt_text, answer_text, usage.input, usage.output)
+    def observe(self, prompt_text: str, answer_text: str, input_tokens: int, output_tokens: int) -> None:
+        """Compare our counts with the tokens that Gemini reported, soon; returns at once."""
+        call = _Call(prompt_text, answer_text, input_tokens, output_tokens)
         with self._lock:
             if self._closed:
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -32,6 +33,8 @@ FAULT_BYTES: Final = 3072
 FULL_PROMPT_BYTES: Final = 32 * 1024
 PREVIEW_CHARS: Final = 100
 
+_PLAIN_ID: Final = re.compile("[0-9a-f-]{1,40}", re.ASCII)  # a UUID or a trace id
+
 MAX_FINDINGS: Final = 16
 MAX_FACTS: Final = 16
 MAX_FRAMES: Final = 12
@@ -56,64 +59,59 @@ class Lines:
         self._name: Callable[[str | None], str] = lru_cache(1024)(lambda text: self._redactor.shown(text, NAME_BYTES))
         self._text: Callable[[str | None], str] = lru_cache(1024)(lambda text: self._redactor.shown(text, TEXT_BYTES))
 
-    def of(self, event: RequestEvent | Operation) -> Iterator[tuple[str, str]]:
+    def of(self, event: RequestEvent | Operation) -> list[tuple[str, str]]:
         """Pairs of file name and line."""
         if isinstance(event, Operation):
-            yield ERRORS, self._operation(event)
-            return
+            return [(ERRORS, self._operation(event))]
         head = self._head(event)
-        yield REQUESTS, self._request(event, head)
-        yield PERFORMANCE, self._performance(event, head)
+        lines = [(REQUESTS, self._request(event, head)), (PERFORMANCE, self._performance(event, head))]
         if event.cached is not None or event.total_cost:
-            yield COSTS, self._cost(event, head)
+            lines.append((COSTS, self._cost(event, head)))
         if event.is_error:
-            yield ERRORS, self._error(event, head)
-        for line in self._security(event, head):
-            yield SECURITY, line
+            lines.append((ERRORS, self._error(event, head)))
+        if event.findings or event.status in (401, 403):
+            lines.extend((SECURITY, line) for line in self._security(event, head))
+        return lines
 
     def _head(self, event: RequestEvent) -> str:
-        request_id = self._redactor.shown(event.request_id, NAME_BYTES)
-        trace = f',"trace_id":{self._redactor.shown(event.trace_id, NAME_BYTES)}' if event.trace_id else ""
+        """What every line of a request says."""
+        trace = f',"trace_id":{self._id(event.trace_id)}' if event.trace_id else ""
         return (
-            f'{{"timestamp":"{_rfc3339(event.timestamp)}","request_id":{request_id}'
+            f'{{"timestamp":"{_rfc3339(event.timestamp)}","request_id":{self._id(event.request_id)}'
             f',"client":{self._name(event.client)}{trace},"method":{self._name(event.method)}'
-            f',"path":{self._text(event.path[: self._kept])},"status":{event.status}'
+            f',"path":{self._text(event.path[: self._kept])},"status":{event.status},"task":{self._name(event.task)}'
+            f',"model":{self._name(event.model)},"cached":{_flag(event.cached)}'
+            f',"duration_ms":{event.duration * 1e3:.3f}'
         )
 
     def _request(self, event: RequestEvent, head: str) -> str:
         agent = event.user_agent and event.user_agent[: self._kept]
         return (
-            f'{head},"code":{self._name(event.code)},"duration_ms":{event.duration * 1e3:.3f}'
-            f',"task":{self._name(event.task)},"model":{self._name(event.model)},"cached":{_flag(event.cached)}'
-            f',"request_bytes":{event.request_bytes},"response_bytes":{event.response_bytes}'
-            f',"user_agent":{self._text(agent)}{self._words(event)}}}\n'
+            f'{head},"code":{self._name(event.code)},"request_bytes":{event.request_bytes}'
+            f',"response_bytes":{event.response_bytes},"user_agent":{self._text(agent)}{self._words(event)}}}\n'
         )
 
     def _performance(self, event: RequestEvent, head: str) -> str:
         own = max(0.0, event.duration - event.queue_seconds - event.upstream_seconds)
         speed = event.output_tokens / event.upstream_seconds if event.upstream_seconds > 0 else 0.0
         return (
-            f'{head},"task":{self._name(event.task)},"cached":{_flag(event.cached)}'
-            f',"duration_ms":{event.duration * 1e3:.3f},"queue_ms":{event.queue_seconds * 1e3:.3f}'
-            f',"upstream_ms":{event.upstream_seconds * 1e3:.3f},"app_ms":{own * 1e3:.3f},"attempts":{event.attempts}'
-            f',"output_tokens_per_second":{speed:.1f},"slow":{_flag(event.duration >= self._slow)}}}\n'
+            f'{head},"queue_ms":{event.queue_seconds * 1e3:.3f},"upstream_ms":{event.upstream_seconds * 1e3:.3f}'
+            f',"app_ms":{own * 1e3:.3f},"attempts":{event.attempts},"output_tokens_per_second":{speed:.1f}'
+            f',"slow":{_flag(event.duration >= self._slow)}}}\n'
         )
 
     def _cost(self, event: RequestEvent, head: str) -> str:
         return (
-            f'{head},"task":{self._name(event.task)},"model":{self._name(event.model)},"cached":{_flag(event.cached)}'
-            f',"input_tokens":{event.input_tokens},"output_tokens":{event.output_tokens}'
+            f'{head},"input_tokens":{event.input_tokens},"output_tokens":{event.output_tokens}'
             f',"input_cost":{_dollars(event.input_cost)},"output_cost":{_dollars(event.output_cost)}'
             f',"total_cost":{_dollars(event.total_cost)},"saved":{_dollars(event.saved)}}}\n'
         )
 
     def _error(self, event: RequestEvent, head: str) -> str:
         fault = self._redactor.shown(traceback_of(event.fault, with_messages=self._prompts != "off"), FAULT_BYTES)
-        return (
-            f'{head},"code":{self._name(event.code)},"duration_ms":{event.duration * 1e3:.3f}'
-            f',"task":{self._name(event.task)},"model":{self._name(event.model)},"attempts":{event.attempts}'
-            f',"note":{self._redactor.shown(event.note, TEXT_BYTES)},"fault":{fault}}}\n'
-        )
+        note = self._redactor.shown(event.note, TEXT_BYTES)
+        code = self._name(event.code)
+        return f'{head},"code":{code},"attempts":{event.attempts},"note":{note},"fault":{fault}}}\n'
 
     def _security(self, event: RequestEvent, head: str) -> Iterator[str]:
         for found in event.findings[:MAX_FINDINGS]:
@@ -138,6 +136,11 @@ class Lines:
         if value is None or isinstance(value, bool):
             return _flag(value)
         return self._redactor.shown(value, NAME_BYTES) if isinstance(value, str) else _number(value)
+
+    def _id(self, text: str) -> str:
+        if _PLAIN_ID.fullmatch(text):  # nothing to hide and nothing to escape
+            return f'"{text}"'
+        return self._redactor.shown(text, NAME_BYTES)
 
     def _words(self, event: RequestEvent) -> str:
         """Length and keyed hash of the prompt, and of the words themselves what LOG_PROMPTS allows."""

@@ -29,7 +29,6 @@ _SECRET: Final = re.compile(
     """,
     re.VERBOSE | re.ASCII | re.DOTALL,
 )
-_PLAIN_ID: Final = re.compile("[0-9a-f-]{1,40}", re.ASCII)  # a UUID or a trace id
 
 
 def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
@@ -40,8 +39,6 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
     for secret in secrets:
         if secret in text:
             text = text.replace(secret, MASK)
-    if _PLAIN_ID.fullmatch(text):
-        return text
     lowered = text.lower()
     if not _SECRET.search(lowered):
         return text

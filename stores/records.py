@@ -124,18 +124,18 @@ class Totals:
     unpriced_requests: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WindowUsage(Totals):
     """The totals of the last `hours` hours, in whole minutes, at most one too many."""
 
-    hours: int = 0
+    hours: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UsageGroup(Totals):
     """The totals of one task, client, model, UTC day ("2026-11-23"), hour or minute ("2026-11-23T15:04:00Z")."""
 
-    key: str = ""
+    key: str
 
 
 class ExportRow(NamedTuple):

@@ -50,7 +50,7 @@ def window(connection: Connection, hours: int, now: float) -> WindowUsage:
     start = int(now - hours * HOUR) // MINUTE * MINUTE
     first, last = -(-start // HOUR) * HOUR, end // HOUR * HOUR
     [row] = connection.execute(_WINDOW, (start, first, first, last, last, end))
-    return WindowUsage(*row, hours)
+    return WindowUsage(*row, hours=hours)
 
 
 def usage(connection: Connection, from_: float, to: float, group_by: GroupBy) -> list[UsageGroup]:
@@ -65,7 +65,9 @@ def usage(connection: Connection, from_: float, to: float, group_by: GroupBy) ->
         SELECT label, {_SUMS} FROM ({rows} UNION ALL {rows} UNION ALL {summed}) AS parts
         GROUP BY label HAVING {" + ".join(f"SUM({name})" for name in COUNTS)} > 0 ORDER BY label"""  # noqa: S608
     parameters = (start, first, last, end, first // MICROSECONDS, last // MICROSECONDS)
-    return [UsageGroup(*counts, _label(group_by, key)) for key, *counts in connection.execute(statement, parameters)]
+    return [
+        UsageGroup(*counts, key=_label(group_by, key)) for key, *counts in connection.execute(statement, parameters)
+    ]
 
 
 def budget_state(connection: Connection, scope: str, at: float) -> BudgetState:

@@ -1,0 +1,194 @@
+"""The ledger's rows for other programs: CSV and JSON lines, one set of columns; and the times that select them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from accounting.prices import exact_usd
+from ledger import ExportRow
+
+LATEST = 253_402_300_800.0
+"""The first moment after the year 9999, in epoch seconds: the end of a range that has none."""
+
+_ROWS_A_CHUNK = 500
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH_SECONDS = re.compile(r"\d{1,12}(\.\d{1,9})?", re.ASCII)
+_RFC_3339 = re.compile(
+    r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:\d\d)?)?", re.ASCII | re.IGNORECASE
+)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def parse_time(text: str) -> float:
+    """Epoch seconds of an RFC 3339 time, of a date (its first moment) or of epoch seconds; without a zone it is UTC.
+
+    Raises ValueError, in words for the person who wrote it, for anything else.
+    """
+    text = text.strip()
+    if _EPOCH_SECONDS.fullmatch(text) and float(text) <= LATEST:
+        return float(text)
+    if _RFC_3339.fullmatch(text):
+        try:
+            moment = datetime.fromisoformat(text.upper())
+        except ValueError:
+            pass  # the shape of a time, but no such day or hour
+        else:
+            return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH).total_seconds()
+    raise ValueError("must be a time such as 2026-01-31T12:00:00Z, a date such as 2026-01-31, or epoch seconds")
+
+
+def rfc3339(timestamp: float) -> str:
+    """The time in UTC, with microseconds."""
+    return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+
+
+def _count(value: int) -> str:
+    return str(value)
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _money(nano: int) -> str:
+    return exact_usd(nano) if nano else "0.000000000"
+
+
+def _csv_text(value: str | None) -> str:
+    if value is None:
+        return ""
+    return "'" + value if value.startswith(_FORMULA) else value
+
+
+def _csv_rate(nano: int | None) -> str:
+    return "" if nano is None else exact_usd(nano)
+
+
+def _json_time(timestamp: float) -> str:
+    return f'"{rfc3339(timestamp)}"'
+
+
+def _json_rate(nano: int | None) -> str:
+    return "null" if nano is None else exact_usd(nano)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How values of one kind are written in each format."""
+
+    csv: Callable[[Any], str]
+    json: Callable[[Any], str]
+
+
+_TEXT = _Kind(_csv_text, json.dumps)
+_TIME = _Kind(rfc3339, _json_time)
+_COUNT = _Kind(_count, _count)
+_FLAG = _Kind(_flag, _flag)
+_MONEY = _Kind(_money, _money)
+_RATE = _Kind(_csv_rate, _json_rate)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the export. Names and their order are stable; new columns come at the end."""
+
+    name: str
+    kind: _Kind
+    meaning: str
+
+
+COLUMNS = (
+    Column("request_id", _TEXT, "The request's X-Request-ID; callers may repeat theirs."),
+    Column("timestamp", _TIME, "When the call began, or the hit was served: RFC 3339, UTC, microseconds."),
+    Column("task", _TEXT, "text, code or classify."),
+    Column("client", _TEXT, "Name of the API key, or the address."),
+    Column("model", _TEXT, "The model that answered; before that, the one that was asked."),
+    Column("status", _TEXT, "ok, hit, an error code, abandoned, open or unsettled."),
+    Column("cached", _FLAG, "Served without a call: from the cache or with an identical request in flight."),
+    Column("input_tokens", _COUNT, "Tokens in, those from Gemini's context cache included; of a hit, the stored ones."),
+    Column("output_tokens", _COUNT, "Tokens out, thinking included; of a hit, the stored ones."),
+    Column("input_cost", _MONEY, "Dollars, exact."),
+    Column("output_cost", _MONEY, "Dollars, exact."),
+    Column("total_cost", _MONEY, "Dollars, exactly input_cost + output_cost."),
+    Column("saved", _MONEY, "Dollars that a hit did not cost."),
+    Column("attempt", _COUNT, "1 for the request's first call to Gemini."),
+    Column("cached_input_tokens", _COUNT, "Those of input_tokens that came from Gemini's context cache."),
+    Column("reserved", _MONEY, "Dollars that count against the budget beside total_cost."),
+    Column("shared", _FLAG, "The answer was shared with an identical request in flight."),
+    Column("estimated", _FLAG, "Tokens are tiktoken's estimate: Gemini reported none."),
+    Column("unpriced", _FLAG, "The model had no known price; the costs are 0."),
+    Column("input_price", _RATE, "Dollars per million tokens that the cost was computed with; empty when unpriced."),
+    Column("cached_input_price", _RATE, "The same for cached input."),
+    Column("output_price", _RATE, "The same for output."),
+    Column("key", _TEXT, "Name of the API key; empty without one."),
+)
+
+_TO_CSV = tuple(column.kind.csv for column in COLUMNS)
+_TO_JSON = tuple(column.kind.json for column in COLUMNS)
+_JSON_LINE = "{" + ", ".join(f'"{column.name}": %s' for column in COLUMNS) + "}\n"
+
+
+def export_csv(rows: Iterable[ExportRow]) -> Iterator[str]:
+    """The rows as CSV (RFC 4180) with a header line, some hundred lines a chunk.
+
+    A text that a spreadsheet would run as a formula (it begins with `= + - @`, tab or CR) gets a leading `'`.
+    """
+    yield ",".join(column.name for column in COLUMNS) + "\r\n"
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\r\n")
+    for chunk in _chunks(rows):
+        writer.writerows([write(value) for write, value in zip(_TO_CSV, row, strict=True)] for row in chunk)
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+
+
+def export_jsonl(rows: Iterable[ExportRow]) -> Iterator[str]:
+    """The rows as JSON lines, some hundred lines a chunk; money as numbers with nine decimals, text as it is."""
+    for chunk in _chunks(rows):
+        yield "".join(
+            _JSON_LINE % tuple(write(value) for write, value in zip(_TO_JSON, row, strict=True)) for row in chunk
+        )
+
+
+def _chunks(rows: Iterable[ExportRow]) -> Iterator[list[ExportRow]]:
+    remaining = iter(rows)
+    return iter(partial(_next_chunk, remaining), [])
+
+
+def _next_chunk(rows: Iterator[ExportRow]) -> list[ExportRow]:
+    return list(islice(rows, _ROWS_A_CHUNK))
+
+
+def write_file(path: Path, chunks: Iterable[str]) -> None:
+    """Write `path` whole or not at all: whoever reads it meanwhile sees the former file. Its folder is created.
+
+    A device or a pipe is written as it is. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(chunks)
+        return
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(chunks)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+EXPORTERS: dict[str, Callable[[Iterable[ExportRow]], Iterator[str]]] = {"csv": export_csv, "jsonl": export_jsonl}
+"""The formats by name."""

@@ -1,0 +1,499 @@
+"""What looks hostile in a request line, what must be masked before it is shown, and which client keeps failing.
+
+Bodies are never looked at, so no prompt is ever a security event. Detection is an observation for the audit log and,
+with SECURITY_MODE=block, a refusal; the service does not rest on it: no caller's input reaches a file name, a shell, or
+SQL text. So where an attack and a question *about* an attack look alike, the question wins: a value that reads as prose is
+nobody's payload (`_is_prose`), and a single sign of SQL is not enough (`_sql_signs`).
+
+Pure but for `BurstDetector`, whose state is its own. Detection looks at `MAX_INSPECTED` characters at most of a path,
+query or user agent, decoded `MAX_DECODES` times at most, by patterns whose repeats are bounded: its time is
+linear in that. Of a longer one it looks at both ends, and says that it is long.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import unicodedata
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, Literal
+from urllib.parse import unquote
+
+Severity = Literal["low", "medium", "high"]
+
+PATH_TRAVERSAL: Final = "path_traversal"
+SQL_INJECTION: Final = "sql_injection"
+SCRIPT_INJECTION: Final = "script_injection"
+COMMAND_INJECTION: Final = "command_injection"
+HEADER_INJECTION: Final = "header_injection"
+ENCODED_ATTACK: Final = "encoded_attack"
+PROBING_PATH: Final = "probing_path"
+OVERSIZED_TARGET: Final = "oversized_target"
+SCANNER_USER_AGENT: Final = "scanner_user_agent"
+REPEATED_UNAUTHORIZED: Final = "repeated_unauthorized"
+NOT_FOUND_BURST: Final = "not_found_burst"
+RATE_LIMIT_BURST: Final = "rate_limit_burst"
+
+HOSTILE_KINDS: Final = frozenset(
+    {PATH_TRAVERSAL, SQL_INJECTION, SCRIPT_INJECTION, COMMAND_INJECTION, HEADER_INJECTION, ENCODED_ATTACK, PROBING_PATH}
+)
+"""What SECURITY_MODE=block refuses: attacks in paths and queries. User agents, length and bursts are only logged."""
+
+MAX_INSPECTED: Final = 4096
+MAX_DECODES: Final = 3
+MAX_EVIDENCE: Final = 120
+MASK: Final = "[redacted]"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One suspicious thing: its kind (a constant of this module), how grave it is, and a redacted printable excerpt."""
+
+    kind: str
+    severity: Severity
+    evidence: str
+
+
+# What a request line says ---------------------------------------------------------------------------------------------
+
+
+def inspect(path: str, query: str, user_agent: str) -> tuple[Finding, ...]:
+    """What is suspicious in a path and query (as sent, or percent-decoded once) and a user agent; () as a rule.
+
+    Each kind is found at most once in each of the three.
+    """
+    return _path_findings(path) + _query_findings(query) + _agent_findings(user_agent)
+
+
+def hostile(findings: Iterable[Finding]) -> bool:
+    """True if SECURITY_MODE=block refuses a request with these findings."""
+    return any(finding.kind in HOSTILE_KINDS for finding in findings)
+
+
+def _remembered(
+    look: Callable[[str], tuple[Finding, ...]],
+) -> Callable[[str], tuple[Finding, ...]]:
+    """Remember the answers for short texts: most requests repeat a few paths and user agents."""
+    known = lru_cache(maxsize=1024)(look)
+    return lambda text: known(text) if len(text) <= 256 else look(text)
+
+
+@_remembered
+def _path_findings(path: str) -> tuple[Finding, ...]:
+    return _target_findings(path, [path], _PATH_RULES, encoded_from=1)
+
+
+def _query_findings(query: str) -> tuple[Finding, ...]:
+    """Not remembered, since a query may hold a secret; a query without any special character is let go at once."""
+    if not query or _QUIET_QUERY.fullmatch(query):
+        return ()
+    values = [_value(pair) for pair in _both_ends(query).replace("+", " ").split("&")]
+    return _target_findings(query, values, _QUERY_RULES, encoded_from=2)
+
+
+def _value(pair: str) -> str:
+    """The value of `name=value`; the whole of a pair whose name is odd, since the name may be the attack."""
+    name, equals, value = pair.partition("=")
+    return value if equals and _PLAIN_NAME.fullmatch(name) else pair
+
+
+def _target_findings(
+    target: str, texts: Iterable[str], rules: tuple[_Rule, ...], *, encoded_from: int
+) -> tuple[Finding, ...]:
+    """The findings of all decoded forms of `texts`; one that needed `encoded_from` decodings is an evasion, too."""
+    found: dict[str, Finding] = {}
+    if len(target) > MAX_INSPECTED:
+        found[OVERSIZED_TARGET] = Finding(OVERSIZED_TARGET, "low", f"{len(target)} characters")
+    for text in texts:
+        views = list(_decoded_views(_both_ends(text)))
+        prose = _is_prose(_canonical(views[-1]))
+        for depth, view in enumerate(views):
+            hits = [hit for hit in _matches(view, rules, prose=prose) if hit.kind not in found]
+            found |= {hit.kind: hit for hit in hits}
+            if hits and depth >= encoded_from:
+                found.setdefault(ENCODED_ATTACK, Finding(ENCODED_ATTACK, "high", hits[0].evidence))
+    return tuple(found.values())
+
+
+def _both_ends(text: str) -> str:
+    """What of a text is looked at: padding moves an attack to the end, so both ends count."""
+    half = MAX_INSPECTED // 2
+    return text if len(text) <= MAX_INSPECTED else text[:half] + text[-half:]
+
+
+def _decoded_views(text: str) -> Iterator[str]:
+    """The text as it is and after each percent-decoding that still changes it."""
+    yield text
+    for _ in range(MAX_DECODES):
+        if "%" not in text:
+            return
+        decoded = _decode(text)
+        if decoded == text:
+            return
+        text = decoded
+        yield text
+
+
+def _decode(text: str) -> str:
+    """Percent-decoding as lenient as the most lenient server: overlong UTF-8 (`%c0%ae`) and `%u002e`, too."""
+    text = _OVERLONG.sub(lambda match: _OVERLONG_MEANING[match[0].lower()], text)
+    text = _UNICODE_ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
+    return unquote(text, errors="replace")
+
+
+def _matches(text: str, rules: tuple[_Rule, ...], *, prose: bool) -> Iterator[Finding]:
+    if _RAW_CONTROL.search(text):
+        header = _HEADER_SPLIT.search(text)
+        if header:
+            yield Finding(HEADER_INJECTION, "high", _evidence(text, header))
+        elif "\0" in text:
+            yield Finding(ENCODED_ATTACK, "medium", _evidence(text))
+    plain = _canonical(text)
+    for rule in rules:
+        if (rule.even_in_prose or not prose) and (match := rule.find(plain)):
+            yield Finding(rule.kind, rule.severity, _evidence(plain, match))
+
+
+def _canonical(text: str) -> str:
+    """One spelling for what parsers read alike: compatibility characters, SQL comments as blanks, single blanks."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)[:MAX_INSPECTED]
+    if "/*" in text:
+        text = _SQL_COMMENT.sub(" ", text)
+    return " ".join(text.split())
+
+
+def _is_prose(text: str) -> bool:
+    """Does this read as a sentence? Three plain words that belong to no query language will do, or a run of script
+    that is written without blanks (Chinese, Japanese, Thai).
+    """
+    words = 0
+    for match in _WORD.finditer(text):
+        word = match[0].lower()
+        if word.isascii():
+            words += word not in _CODE_WORDS
+        else:
+            words += max(1, len(word) - 1) if _UNSPACED.match(word) else 1
+        if words >= 3:
+            return True
+    return False
+
+
+_WORD: Final = re.compile(
+    r"(?<![^\s¿¡(])[^\W\d_]{2,}(?=[?!.,:;)]{0,3}(?:\s|$))|[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]{3,}"
+)
+_UNSPACED: Final = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")
+_SPOKEN_BY_MACHINES: Final = """
+select from where union all distinct and or not xor null order by group having insert into values update set delete
+drop table database truncate alter create exec execute declare waitfor delay sleep like rlike then else end case when
+if as is in on between exists join left right inner outer limit offset asc desc cast convert char varchar int begin
+return procedure analyse shutdown cmd dir echo cat ls var function new script img src
+user users username usernames password passwords passwd name id email admin administrator login accounts account
+members customers version information schema tables columns
+"""
+_CODE_WORDS: Final = frozenset(_SPOKEN_BY_MACHINES.split())
+
+
+# Rules ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """One kind of attack and how it is seen in a decoded, canonical text."""
+
+    kind: str
+    severity: Severity
+    find: Callable[[str], re.Match[str] | None]
+    even_in_prose: bool = False
+
+
+def _pattern(*alternatives: str) -> Callable[[str], re.Match[str] | None]:
+    return re.compile("|".join(alternatives), re.IGNORECASE).search
+
+
+_QUIET_QUERY: Final = re.compile(r"[\w=&.,:~-]*")
+_PLAIN_NAME: Final = re.compile(r"[\w.~-]{1,64}")
+_RAW_CONTROL: Final = re.compile(r"[\0\r\n]")
+_HEADER_SPLIT: Final = re.compile(r"[\r\n] ?(?:[A-Za-z][A-Za-z0-9-]{1,40}: ?\S|HTTP/\d)")
+_SQL_COMMENT: Final = re.compile(r"/\*!\d{0,6}|/\*(?!!)[^*]{0,80}\*/|\*/")
+_UNICODE_ESCAPE: Final = re.compile(r"%u([0-9a-f]{4})", re.IGNORECASE)
+_OVERLONG_MEANING: Final = {
+    "%c0%ae": ".", "%e0%80%ae": ".", "%c0%af": "/", "%e0%80%af": "/", "%c1%9c": "\\", "%c0%bc": "<", "%c0%a7": "'",
+}  # fmt: skip
+_OVERLONG: Final = re.compile("|".join(_OVERLONG_MEANING), re.IGNORECASE)
+
+# U+FFFD stands for what an overlong slash or dot becomes when the server before us has decoded it.
+_TARGET_FILES: Final = (
+    r"(?:etc[/\\]+(?:passwd|shadow|sudoers|group|hosts|issue|ssh)|proc[/\\]+(?:self|\d|version)|boot\.ini|win\.ini"
+    r"|windows[/\\]+(?:win\.ini|system32)|winnt[/\\]|web-inf[/\\]|\.ssh[/\\]|\.env\b|\.git[/\\]|\.aws[/\\])"
+)
+_traversal_in_path = _pattern(
+    r"(?:^|[/\\])\.\.;?(?:[/\\\ufffd]|$)",
+    r"\.{4}[/\\]{2}|(?:\.{4}[/\\]){2}|(?:\ufffd{4}[/\\]){2}",
+    r"[/\\](?:etc[/\\]+(?:passwd|shadow)\b|proc[/\\]+self[/\\]|boot\.ini$|win\.ini$|web-inf[/\\])",
+)
+_traversal_in_value = _pattern(
+    r"(?:^|[/\\=:\"'])(?:\.{2,6};?[/\\\ufffd]{1,4}){2}",
+    r"\.\.[/\\]{1,4}" + _TARGET_FILES,
+    r"^(?:file:[/\\]{0,4}|[a-z]:|[/\\])[/\\]{0,3}(?:etc[/\\]+(?:passwd|shadow|sudoers|ssh)|proc[/\\]+self"
+    r"|boot\.ini|windows[/\\]+(?:win\.ini|system32)|winnt[/\\]|web-inf[/\\])",
+    r"^file:///",
+)
+
+_script = _pattern(
+    r"<[ /]{0,2}(?:script|iframe|object|embed|applet|frameset|xss)\b",
+    r"<[a-z!/][^<>]{0,300}[ /\"'+]on[a-z]{3,24} ?=",
+    r"<[a-z][^<>]{0,300}= ?[\"']?(?:java ?script|vb ?script|data) ?:",
+    r"<(?:meta|link|base)\b[^<>]{0,200}(?:http-equiv|href) ?=",
+    r"[\"'`][ />]{0,4}on(?:error|load|click|focus|blur|toggle|begin|start|mouse\w{2,8}|key\w{2,5}|pointer\w{2,8}) ?=",
+    r"(?:^|[\"'=(])(?:java ?script|vb ?script) ?:",
+    r"^data ?: ?text/html",
+    r"[\"'`;)}][ ;)}/*+-]{0,6}(?:alert|confirm|prompt|eval|fetch)(?: ?\(|`|\.(?:call|apply))",
+    r"[\"'`;)}][ ;)}/*+-]{0,6}(?:document|window|location)\.[a-z]{1,20} ?[=(.]",
+)
+
+_SHELL: Final = r"(?:[;|`]|&&|\$\()\s?"
+_command = _pattern(
+    _SHELL
+    + r"(?:/(?:usr/)?s?bin/)?(?:cat|ls|more|head|tail|rm|nc|ncat|ping|curl|wget|bash|sh|python[23]?|perl|php|type|dir)"
+    r"(?: |\$\{?ifs\}?)+(?:-|/|\$|~|\.|https?:|[a-z]:|\d{1,3}\.)",
+    _SHELL + r"(?:/(?:usr/)?bin/)?(?:whoami|id|uname|hostname|ifconfig|ipconfig|printenv|env|pwd|netstat|ls|sleep \d+)"
+    r" ?(?:$|[;|`)&#]|-)",
+    r"\$\{(?:jndi|env|sys|lower|upper|::-|\$\{)",
+    r"\(\) ?\{ ?:; ?\}",
+    r"(?:\{\{|[$#]\{|<%=) ?['\"(]?\d+['\")]? ?\* ?['\"(]?\d+",
+    r"__(?:class|globals|builtins|import|subclasses)__|constructor\.constructor|t\(java\.lang",
+    r"<\?(?:php|=)|^(?:php|phar|expect|zip)://|<!(?:doctype|entity)[^<>]{0,100}\bsystem\b",
+)
+
+_SQL_SIGNS: Final = tuple(
+    re.compile(sign, re.IGNORECASE)
+    for sign in (
+        r"['\"`][ )]{0,6}(?:(?:or|and|xor|div|mod|having|like|rlike|union|order|group|procedure)\b|\|\||&&|[;=<>+]|--|#)",
+        r"(?:\b(?:or|and|xor|having|where|not|when|if)\b|\|\||&&|\() ?[ (!~-]{0,6}(?:\d{1,12}|(['\"])[^'\"]{0,20}\1) ?"
+        r"(?:=|<|>|!=|\blike\b|\bin\b|\bbetween\b) ?[('\"]{0,4}[\w]{0,20}",
+        r"\b(?:or|and|xor)\b ?[ (!]{0,4}(?:true|false|not|exists|null|ascii|substr\w*|mid|length|user|version)\b",
+        r"^-?\d{1,12}[ '\")]{1,6}(?:(?:or|and|xor|union|order by|group by|having|procedure|rlike|div)\b|\|\||&&)",
+        r"\bunion(?: all| distinct)?[ (]{1,6}select\b(?! ?[\"'])",  # a quote here ends a quoted phrase
+        r"\bselect\b.{1,100}\bfrom\b.{1,60}(?:--|#|['\"]$|\)$)",
+        r"(?:--|#|;|/\*|;%00)[ +-]{0,4}\w{0,6}$",
+        r"\b(?:order|group) by \d{1,4}\b|\bhaving \d{1,4} ?=",
+        r"\b(?:sleep|benchmark|pg_sleep|randomblob|randomuuid) ?\(|\bwaitfor delay\b|\bdbms_\w{2,20}\.",
+        r"\b(?:extractvalue|updatexml|load_file|xp_\w{3,20}|utl_\w{2,10}|group_concat|concat|concat_ws|char|chr|unhex) ?\("
+        r"|\bxp_cmdshell\b|\binto (?:out|dump)file\b",
+        r"\b(?:information_schema|sqlite_(?:master|schema)|pg_catalog|mysql\.user|sysobjects|all_tables)\b|@@\w{3}|\b0x[0-9a-f]{6,}",
+        r"\( ?select\b|\bcase when\b",
+        r"(?:null|\d{1,3}) ?,(?: ?(?:null|\d{1,3}|@@\w{1,20}|\w{1,20}\(\)) ?,?){2}",
+    )
+)
+_stacked_sql = _pattern(
+    r"(?:^|['\"\d)]) ?; ?(?:drop|insert|update|delete|select|exec|declare|shutdown|waitfor|alter|create|truncate)\b",
+    r"; ?(?:(?:drop|truncate|alter|create) (?:table|database|user|schema|view|index)|insert into|delete from) \w",
+    r"\[\$(?:ne|gt|gte|lt|lte|in|nin|regex|where|exists|or)\]|\{ ?['\"]?\$(?:ne|gt|lt|where|regex|or)['\"]? ?:",
+)
+
+
+def _sql_signs(text: str) -> re.Match[str] | None:
+    """One sign is a word or an apostrophe (`O'Reilly and Sons`), two are an attempt, as is a stacked statement."""
+    if stacked := _stacked_sql(text):
+        return stacked
+    first = None
+    for sign in _SQL_SIGNS:
+        if match := sign.search(text):
+            if first:
+                return first
+            first = match
+    return None
+
+
+_probe = _pattern(
+    r"(?:^|/)\.(?!well-known(?:/|$))[^./]",
+    r"\.(?:php\d?|phtml|aspx?|ashx|asmx|axd|jspx?|jsf|cfm|cgi|pl|do|action|bak|backup|old|orig|save|swp|sql|sqlite3?|mdb|env"
+    r"|ini|conf|cfg|log|pem|p12|pfx|ppk|tar|tgz|gz|bz2|zip|rar|7z|exe|dll|sh|bat|ps1|rsp|config)~?(?:[/;]|$)|~$",
+    r"(?:^|/)(?:wp-[a-z]|wordpress|wp|xmlrpc|php-?my-?admin|my-?admin|mysql-?admin|pma|adminer|phpinfo|php-?pg-?admin|cgi-bin"
+    r"|administrator|joomla|drupal|magento|typo3|laravel|vendor|node_modules|telescope|_ignition|_profiler|_debugbar"
+    r"|actuator|jolokia|jmx-console|web-console|invoker|manager/(?:html|text|status)|host-manager|solr|jenkins|hudson|nacos"
+    r"|druid|geoserver|struts2?|server-(?:status|info)|nginx_status|debug/(?:pprof|vars|default)|owa|ecp|autodiscover"
+    r"|hnap1|boaform|goform|gponform|evox|sdk|nmaplowercheck\w*|dana-na|global-protect|\+cscoe\+|remote/(?:fgt_lang|login)"
+    r"|v2/_catalog|_cat|_all_dbs|_cluster|id_[rd]sa|backups?|dumps?|credentials|secrets|config\.(?:json|ya?ml|xml|js)"
+    r"|docker-compose\.ya?ml|(?:package|composer|appsettings|secrets|credentials)\.json|api/jsonws|reportserver|shell"
+    r"|web-inf|meta-inf|phpunit|eval-stdin)(?:[/.?;]|$|(?<=wp-[a-z]))",
+)
+
+_SCANNER: Final = re.compile(
+    r"sqlmap|nikto|nmap|masscan|zgrab|dirbuster|dirsearch|\bdirb\b|gobuster|feroxbuster|\bffuf\b|fuzz faster|wfuzz|wpscan"
+    r"|joomscan|droopescan|cmsmap|nuclei|projectdiscovery|acunetix|netsparker|invicti|nessus|openvas|greenbone|qualys"
+    r"|burp ?(?:suite|collaborator)?\b|\bzap\b|zaproxy|w3af|arachni|skipfish|whatweb|wapiti|webinspect|appscan|havij|commix"
+    r"|xsser|xsstrike|sqlninja|bsqlbf|fimap|metasploit|thc-hydra|mozilla/[45]\.0 \(hydra\)|jorgee|zmeu|morfeus|muieblackcat"
+    r"|l9explore|l9tcpid|leakix|jaeles|vulnerability.?scan|network.?scan|\bshodan\b|censysinspect|expanse, a palo alto"
+    r"|internetmeasurement|gobuster|golismero|paros/|\bvega/1|hello,? world$|\bscanner\b",
+    re.IGNORECASE,
+)
+_AGENT_PAYLOAD: Final = re.compile(
+    r"\(\) ?\{|\$\{|<script|<\?php|(?:\.\./){2}|['\"][ )]{0,3}(?:or|and) .{0,10}=|union[ +(].{0,10}select"
+    r"|\b(?:sleep|benchmark|pg_sleep) ?\(\d|;\s?(?:wget|curl|bash|sh) ",
+    re.IGNORECASE,
+)
+
+_PATH_RULES: Final = (
+    _Rule(PATH_TRAVERSAL, "high", _traversal_in_path, even_in_prose=True),
+    _Rule(PROBING_PATH, "medium", _probe, even_in_prose=True),
+    _Rule(SCRIPT_INJECTION, "high", _script),
+    _Rule(COMMAND_INJECTION, "high", _command),
+    _Rule(SQL_INJECTION, "high", _sql_signs),
+)
+_QUERY_RULES: Final = (
+    _Rule(PATH_TRAVERSAL, "high", _traversal_in_value),
+    _Rule(SCRIPT_INJECTION, "high", _script),
+    _Rule(COMMAND_INJECTION, "high", _command),
+    _Rule(SQL_INJECTION, "high", _sql_signs),
+)
+
+
+@_remembered
+def _agent_findings(user_agent: str) -> tuple[Finding, ...]:
+    """Scanners by name, payloads by form. Plain clients (curl, python-requests) are nobody's concern."""
+    text = _both_ends(user_agent)
+    if payload := _AGENT_PAYLOAD.search(text):
+        return (Finding(SCANNER_USER_AGENT, "high", _evidence(text, payload)),)
+    if name := _SCANNER.search(text):
+        return (Finding(SCANNER_USER_AGENT, "medium", _evidence(text, name)),)
+    return ()
+
+
+# What may be shown ----------------------------------------------------------------------------------------------------
+
+
+def _evidence(text: str, match: re.Match[str] | None = None) -> str:
+    """The part of a text around a match: redacted before it is cut, as half a key is not recognised; then printable."""
+    shown = redact(text)
+    at = shown.find(match[0]) if match else 0
+    start = max(0, at - MAX_EVIDENCE // 4)
+    return "".join(char if char.isprintable() else "?" for char in shown[start : start + MAX_EVIDENCE])
+
+
+def redact(text: str) -> str:
+    """The same text with credentials masked, in prose, URLs, headers and JSON-like text, percent-encoded or not.
+
+    Masked are keys by their form (Google, OpenAI, GitHub, AWS, Slack, JWT), Bearer and Basic credentials, cookies,
+    passwords in URLs, and the value of whatever is named like a secret. A text without any such word costs a few `in`.
+    """
+    if not _may_hold_secret(text):
+        return text
+    text = _HEADER_SECRET.sub(_masked_value, text)
+    text = _NAMED_SECRET.sub(_masked_value, text)
+    text = _SCHEME_SECRET.sub(rf"\1{MASK}", text)
+    text = _URL_PASSWORD.sub(rf"\1{MASK}@", text)
+    return _BARE_KEY.sub(MASK, text)
+
+
+def _may_hold_secret(text: str) -> bool:
+    """False for most texts at the cost of a few searches: no named value, and none of the forms keys have."""
+    if ":" in text or "=" in text or "%" in text:
+        lowered = text.lower()
+        return any(marker in lowered for marker in _SECRET_MARKERS)
+    if "AIza" in text or "eyJ" in text or "AKIA" in text or "ya29" in text or "AQ." in text:
+        return True
+    return "_" in text or "-" in text or "earer" in text or "EARER" in text or "asic" in text or "ASIC" in text
+
+
+def _masked_value(match: re.Match[str]) -> str:
+    quote = match["value"][0] if match["value"][0] in "\"'" else ""
+    return f"{match['name']}{quote}{MASK}{quote}"
+
+
+_SECRET_MARKERS: Final = (
+    "key", "token", "auth", "pass", "pwd", "secret", "cookie", "cred", "sess", "sig", "sid", "bearer", "basic", "://",
+    "aiza", "eyj", "akia", "ya29", "aq.", "sk-", "xox", "glpat", "_",
+)  # fmt: skip
+# Where a name begins: not within a word, though right behind a percent-encoded character.
+_BEGINS: Final = r"(?:(?<![a-z])|(?<=%[0-9a-f]{2}))"
+_SEPARATOR: Final = r"(?:\\?[\"']|%(?:25){0,2}2[27])?\s{0,4}(?:[:=]|%(?:25){0,2}3[ad])\s{0,4}"
+_QUOTED: Final = r"\"(?:[^\"\\\r\n]|\\.)*+\"?|'(?:[^'\\\r\n]|\\.)*+'?"
+_HEADER_SECRET: Final = re.compile(
+    rf"(?P<name>(?:authorization|cookie)(?:{_SEPARATOR}|[\"'],\s{{0,4}}))(?P<value>{_QUOTED}|[^\r\n\"'\s\[][^\r\n\"']*)",
+    re.IGNORECASE,
+)
+_NAMED_SECRET: Final = re.compile(
+    rf"(?P<name>(?:passw(?:or)?d|passphrase|passwd|pwd|{_BEGINS}pass|secret|token|api[_-]?key"
+    rf"|(?:access|private|admin|signing|master|encryption)[_-]?key|{_BEGINS}key|credentials?|session|{_BEGINS}sid"
+    rf"|signature|{_BEGINS}sig|{_BEGINS}auth)(?:[_-]?(?:id|value|key|token|secret|hash|code|\d{{1,3}}))?{_SEPARATOR})"
+    rf"(?P<value>{_QUOTED}|(?!\[redacted\])[^\s&\"'<>]+)",
+    re.IGNORECASE,
+)
+_SCHEME_SECRET: Final = re.compile(
+    r"((?i:bearer)(?:\s|%20|\+){1,4}|(?i:basic)(?:\s|%20|\+){1,4}"
+    r"(?=[A-Za-z]{0,64}[0-9=+/]|[A-Za-z][a-z]{0,64}[A-Z])(?=[\w+/=-]{6}))[\w.~+/=:%-]+"
+)
+_URL_PASSWORD: Final = re.compile(r"(://[^\s/:@]{0,64}:)[^\s/@\[]{1,256}@")
+_BARE_KEY: Final = re.compile(
+    r"AIza[\w-]{8,}|AQ\.[\w-]{16,}|eyJ[\w-]{6,}(?:\.[\w-]*){0,4}|AKIA[A-Z0-9]{12,}|ya29\.[\w-]{8,}|gh[a-z]_\w{16,}"
+    r"|github_pat_\w{16,}|glpat-[\w-]{16,}|xox[a-z]-[\w-]{8,}|[srp]k_(?:live|test)_\w{8,}"
+    r"|(?:(?<![A-Za-z])|(?<=%[0-9A-Fa-f]{2}))sk-[\w-]{8,}"
+)
+
+
+# Who keeps failing ----------------------------------------------------------------------------------------------------
+
+_BURSTS: Final[dict[int, tuple[str, Severity, int]]] = {
+    401: (REPEATED_UNAUTHORIZED, "high", 5),
+    404: (NOT_FOUND_BURST, "medium", 20),
+    429: (RATE_LIMIT_BURST, "low", 20),
+}
+"""By status: the finding, its severity, and how many such answers within the window make a burst."""
+
+
+@dataclass(slots=True)
+class _Failures:
+    times: deque[float]
+    reported: float
+
+
+class BurstDetector:
+    """Notices a client that gathers 401, 404 or 429 answers faster than a person would.
+
+    `window` is in seconds. O(1) an answer and nothing for other statuses; the times of the last few such answers are
+    kept for `max_clients` pairs of client and status, the longest silent forgotten first.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: float = 60.0,
+        max_clients: int = 10_000,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._window = window
+        self._max_clients = max_clients
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._failures: OrderedDict[tuple[str, int], _Failures] = OrderedDict()
+
+    def observe(self, client: str, status: int) -> Finding | None:
+        """Count one answer. A finding when it completes a burst; one that goes on is told once a window."""
+        burst = _BURSTS.get(status)
+        if burst is None:
+            return None
+        kind, severity, threshold = burst
+        now = self._monotonic()
+        with self._lock:
+            failures = self._failures_of((client, status), threshold)
+            failures.times.append(now)
+            full = len(failures.times) == threshold and now - failures.times[0] < self._window
+            if not full or now - failures.reported < self._window:
+                return None
+            failures.reported = now
+        return Finding(kind, severity, f"{threshold} or more within {self._window:g} s")
+
+    def _failures_of(self, who: tuple[str, int], threshold: int) -> _Failures:
+        failures = self._failures.get(who)
+        if failures is None:
+            failures = self._failures[who] = _Failures(deque(maxlen=threshold), float("-inf"))
+            if len(self._failures) > self._max_clients:
+                self._failures.popitem(last=False)
+        self._failures.move_to_end(who)
+        return failures

@@ -1,0 +1,526 @@
+"""One completion: cache, single flight, admission, model, money, store. Knows no HTTP.
+
+look up ── hit ───────────────────────────────────────────► booked as a hit
+   │
+place ── none free ──► Overloaded
+   │
+flight ── follow ──► the leader's landing, shared
+   │ lead (look once more)
+breaker, then attempts: reserve ► call ► settle             in a thread of the pool, which outlives its caller
+   │
+store, land the flight
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, replace
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from accounting.till import ABANDONED, NOTHING, Caller, Charge, Entry, Receipt, Till
+from errors import (
+    Abandoned,
+    ApiError,
+    BudgetExceeded,
+    ContentBlocked,
+    InternalError,
+    MaxOutputTokensTooSmall,
+    NotCached,
+    NotConfigured,
+    UpstreamFailure,
+    UpstreamInvalidAnswer,
+    UpstreamTimeout,
+)
+from lru_cache import Found, StoredAnswer
+from resilience.admission import Admission
+from resilience.breaker import CircuitBreaker
+from resilience.flights import Flights
+from resilience.retry import Retrier
+from tasks import Answer, Instruction, Job, rendered
+
+ANSWER_GRACE_SECONDS = 0.1
+"""A call is ended at its deadline; its caller waits so much longer for the settlement."""
+
+
+class AnswerStream(Protocol):
+    """An answer that is still coming: deltas while it is iterated, the whole `answer` when that ends."""
+
+    @property
+    def answer(self) -> Answer: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+    def __next__(self) -> str: ...
+    def partial_answer(self) -> Answer: ...
+    def cancel(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Model(Protocol):
+    """What the flow needs of a model. `deadline` is in monotonic seconds; failures are `UpstreamFailure`s."""
+
+    def generate(self, instruction: Instruction, *, deadline: float) -> Answer: ...
+    def stream(self, instruction: Instruction, *, gap_seconds: float, deadline: float) -> AnswerStream: ...
+
+
+class AnswerCache(Protocol):
+    """What the flow needs of the response cache: this process's, or one shared by many."""
+
+    def look_up(self, key: bytes, *, max_age: float | None = None) -> Found | None: ...
+    def look_up_stale(self, key: bytes) -> Found | None: ...
+    def store(self, key: bytes, answer: StoredAnswer) -> None: ...
+    def count_shared_hit(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CacheWishes:
+    """What the caller's Cache-Control asks (RFC 9111, section 5.2.1)."""
+
+    no_cache: bool = False
+    no_store: bool = False
+    only_if_cached: bool = False
+    max_age: float | None = None
+
+
+class Origin(enum.Enum):
+    """Where an answer came from."""
+
+    HIT = "hit"
+    STALE = "stale"
+    SHARED = "shared"
+    PAID = "paid"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """How one request ended: an answer or an error, and what it cost.
+
+    For a hit the receipt has the stored answer's tokens and no costs; `saved` is what it would have cost
+    (nano-dollars).
+    `age` and `ttl` are seconds; a negative ttl is a stale answer's. `kept`: the answer was stored.
+    """
+
+    origin: Origin
+    receipt: Receipt = NOTHING
+    answer: StoredAnswer | None = None
+    error: ApiError | None = None
+    saved: int = 0
+    age: float = 0.0
+    ttl: float = 0.0
+    kept: bool = False
+    queue_seconds: float = 0.0
+
+    @property
+    def cached(self) -> bool:
+        """The caller pays nothing for this answer."""
+        return self.origin in _FREE
+
+
+_FREE = frozenset({Origin.HIT, Origin.STALE, Origin.SHARED})
+
+
+@dataclass(frozen=True, slots=True)
+class _Landing:
+    """What a flight brought, for its leader and its followers."""
+
+    receipt: Receipt
+    answer: StoredAnswer | None = None
+    error: ApiError | None = None
+    found: Found | None = None
+    """An answer that was stored between the leader's look-up and its flight."""
+    kept: bool = False
+
+    @property
+    def leaders_own(self) -> bool:
+        """The leader failed for a reason that need not hold for its followers."""
+        return isinstance(self.error, BudgetExceeded | NotConfigured)
+
+
+@dataclass(slots=True)
+class _Order:
+    """One request on its way to Gemini: what is wanted, for whom, until when, and its receipt as attempts add up."""
+
+    job: Job
+    caller: Caller
+    wishes: CacheWishes
+    key: bytes
+    deadline: float
+    receipt: Receipt = NOTHING
+
+
+class Completions:
+    """Answers jobs, from the cache or from the model."""
+
+    def __init__(
+        self,
+        model_name: str,
+        model: Model | None,
+        cache: AnswerCache,
+        till: Till,
+        *,
+        admission: Admission,
+        breaker: CircuitBreaker,
+        retrier: Retrier,
+        pool: Executor,
+        key_scoped: bool = False,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._model_name = model_name
+        self._model = model
+        self._cache = cache
+        self._till = till
+        self._admission = admission
+        self._breaker = breaker
+        self._retrier = retrier
+        self._pool = pool
+        self._key_scoped = key_scoped
+        self._clock = clock
+        self._monotonic = monotonic
+        self._flights: Flights[_Landing] = Flights()
+
+    def complete(self, job: Job, caller: Caller, wishes: CacheWishes, *, deadline: float) -> Completion:
+        """The answer to `job`, or the error it ended with; never later than `deadline` (monotonic) and a moment."""
+        key = self._key(job, caller)
+        found = None if wishes.no_cache or wishes.no_store else self._cache.look_up(key, max_age=wishes.max_age)
+        if found is not None:
+            return self._hit(job, caller, found)
+        if wishes.only_if_cached:
+            return Completion(Origin.NONE, error=NotCached())
+        order = _Order(job, caller, wishes, key, deadline)
+        try:
+            return self._from_the_model(order)
+        except ApiError as error:
+            return self._stale_instead(order, Completion(Origin.NONE, error=error))
+
+    def _key(self, job: Job, caller: Caller) -> bytes:
+        return job.key(self._model_name, (caller.key or caller.client) if self._key_scoped else "")
+
+    def _hit(self, job: Job, caller: Caller, found: Found, origin: Origin = Origin.HIT) -> Completion:
+        answer = found.answer
+        self._till.book_hit(job, caller, answer)
+        return Completion(
+            origin,
+            Receipt(answer.input_tokens, answer.output_tokens),
+            answer,
+            saved=answer.cost,
+            age=found.age,
+            ttl=found.ttl,
+        )
+
+    def _stale_instead(self, order: _Order, failed: Completion) -> Completion:
+        """An expired answer, if one may still serve and the failure is Gemini's; else the failure."""
+        if not isinstance(failed.error, UpstreamFailure) or order.wishes.no_store:
+            return failed
+        found = self._cache.look_up_stale(order.key)
+        return failed if found is None else self._hit(order.job, order.caller, found, Origin.STALE)
+
+    # One flight for identical requests
+
+    def _from_the_model(self, order: _Order) -> Completion:
+        while True:
+            asked = self._monotonic()
+            self._admission.enter()
+            flight, leads = self._joined(order)
+            if leads:
+                return self._lead(order, flight)
+            landing = self._follow(order, flight)
+            if not landing.leaders_own:
+                return self._shared(order, landing, self._monotonic() - asked)
+
+    def _joined(self, order: _Order) -> tuple[Future[_Landing], bool]:
+        if order.wishes.no_store:  # leaves no trace, so nobody may follow it
+            return Future(), True
+        return self._flights.join(order.key)
+
+    def _lead(self, order: _Order, flight: Future[_Landing]) -> Completion:
+        """Fly in the pool, so that the flight's life does not hang on this request's; its place goes with it."""
+        self._pool.submit(self._fly, order, flight)
+        landing = self._waited(flight, order.deadline)
+        if landing.found is not None:
+            self._cache.count_shared_hit()
+            return self._hit(order.job, order.caller, landing.found)
+        completion = Completion(Origin.PAID, landing.receipt, landing.answer, landing.error, kept=landing.kept)
+        return self._stale_instead(order, completion) if landing.error else completion
+
+    def _follow(self, order: _Order, flight: Future[_Landing]) -> _Landing:
+        try:
+            return self._waited(flight, order.deadline)
+        finally:
+            self._admission.leave()
+
+    def _waited(self, flight: Future[_Landing], deadline: float) -> _Landing:
+        try:
+            return flight.result(max(0.0, deadline + ANSWER_GRACE_SECONDS - self._monotonic()))
+        except FutureTimeout:
+            return _Landing(Receipt(), error=UpstreamTimeout(breaks=True, maybe_billed=True))
+
+    def _shared(self, order: _Order, landing: _Landing, waited: float) -> Completion:
+        if landing.answer is None:
+            return self._stale_instead(order, Completion(Origin.NONE, error=landing.error, queue_seconds=waited))
+        self._cache.count_shared_hit()
+        shared = self._hit(order.job, order.caller, Found(landing.answer, 0.0, 0.0), Origin.SHARED)
+        return replace(shared, queue_seconds=waited)
+
+    def _fly(self, order: _Order, flight: Future[_Landing]) -> None:
+        landing = self._landing_of(order)
+        self._admission.leave()
+        if order.wishes.no_store:
+            flight.set_result(landing)
+        else:
+            self._flights.land(order.key, landing)
+
+    def _landing_of(self, order: _Order) -> _Landing:
+        try:
+            found = self._answered_meanwhile(order)
+            if found is not None:
+                return _Landing(Receipt(), found=found)
+            return self._bought(order)
+        except ApiError as error:
+            return _Landing(order.receipt, error=error)
+        except Exception as defect:  # a landing is owed whatever happens; the edge logs the cause
+            return _Landing(order.receipt, error=_caused_by(defect))
+
+    def _answered_meanwhile(self, order: _Order) -> Found | None:
+        """Look once more: another flight may have landed between this one's look-up and its start."""
+        if order.wishes != CacheWishes():
+            return None
+        found = self._cache.look_up_stale(order.key)
+        return found if found is not None and found.ttl > 0 else None
+
+    # Calls to the model, each on the books
+
+    def _bought(self, order: _Order) -> _Landing:
+        answer, charge, text = self._watched(partial(self._repaired, order))
+        stored = self._as_stored(order, answer, charge, text)
+        return _Landing(order.receipt, stored, kept=self._kept(order, stored))
+
+    def _watched(self, call: Callable[[], _Bought]) -> _Bought:
+        """Run `call` under the circuit breaker."""
+        self._breaker.admit()
+        try:
+            bought = call()
+        except UpstreamFailure as failure:
+            self._breaker.failed(failure)
+            raise
+        except (ContentBlocked, MaxOutputTokensTooSmall):
+            self._breaker.succeeded()  # Gemini works; it is the content that does not
+            raise
+        self._breaker.succeeded()
+        return bought
+
+    def _repaired(self, order: _Order) -> _Bought:
+        """Attempts with retries; an invalid answer is asked for again as often as the task allows."""
+        for repairs_left in range(order.job.task.repairs, -1, -1):
+            try:
+                return self._retrier.run(partial(self._attempt, order), deadline=order.deadline)
+            except UpstreamInvalidAnswer:
+                if not repairs_left:
+                    raise
+        raise AssertionError("unreachable: the last round returns or raises")
+
+    def _attempt(self, order: _Order, _number: int) -> _Bought:
+        model = self._configured()
+        entry = self._opened(order)
+        try:
+            answer = model.generate(order.job.instruction, deadline=order.deadline)
+        except BaseException as failure:
+            order.receipt += entry.fail_with(failure)
+            raise
+        return self._settled(order, entry, answer)
+
+    def _configured(self) -> Model:
+        if self._model is None:
+            raise NotConfigured()
+        return self._model
+
+    def _opened(self, order: _Order) -> Entry:
+        number = order.receipt.attempts + 1
+        seconds = order.deadline - self._monotonic()
+        return self._till.open(order.job, order.caller, self._model_name, number=number, seconds=seconds)
+
+    def _settled(self, order: _Order, entry: Entry, answer: Answer) -> _Bought:
+        text, failure = _read(order.job, answer)
+        charge = self._till.charge(order.job.instruction, answer)
+        order.receipt += entry.settle(answer, charge, "ok" if failure is None else failure.code)
+        if failure is not None:
+            raise failure
+        return answer, charge, text
+
+    def _as_stored(self, order: _Order, answer: Answer, charge: Charge, text: str) -> StoredAnswer:
+        return StoredAnswer(
+            body=rendered(
+                order.job.task, text, answer, charge.usage, estimated=charge.estimated, unpriced=charge.unpriced
+            ),
+            input_tokens=charge.usage.input,
+            output_tokens=charge.usage.output,
+            cost=charge.cost.total,
+            model=answer.model,
+            finish_reason=answer.finish_reason.value,
+            stored_at=self._clock(),
+        )
+
+    def _kept(self, order: _Order, stored: StoredAnswer) -> bool:
+        if order.wishes.no_store:
+            return False
+        self._cache.store(order.key, stored)
+        return True
+
+    # Streams: the same steps, with the answer passed on as it comes
+
+    def stream(self, job: Job, caller: Caller, wishes: CacheWishes, *, deadline: float, gap: float) -> LiveStream:
+        """The answer to `job` as it comes; a stored one at once. `deadline` bounds the whole, `gap` each silence.
+
+        A live stream keeps its place until Gemini's end of it is closed.
+        """
+        live = LiveStream()
+        key = self._key(job, caller)
+        found = None if wishes.no_cache or wishes.no_store else self._cache.look_up(key, max_age=wishes.max_age)
+        if found is not None:
+            live.end(self._hit(job, caller, found))
+        elif wishes.only_if_cached:
+            live.end(Completion(Origin.NONE, error=NotCached()))
+        else:
+            self._start(live, _Order(job, caller, wishes, key, deadline), gap)
+        return live
+
+    def _start(self, live: LiveStream, order: _Order, gap: float) -> None:
+        try:
+            self._admission.enter()
+        except ApiError as error:
+            live.end(Completion(Origin.NONE, error=error))
+        else:
+            self._pool.submit(self._pump, live, order, gap)
+
+    def _pump(self, live: LiveStream, order: _Order, gap: float) -> None:
+        try:
+            landing = self._streamed(live, order, gap)
+        except ApiError as error:
+            landing = _Landing(order.receipt, error=error)
+        except Exception as defect:  # the stream must end whatever happens; the edge logs the cause
+            landing = _Landing(order.receipt, error=_caused_by(defect))
+        self._admission.leave()
+        completion = Completion(Origin.PAID, landing.receipt, landing.answer, landing.error, kept=landing.kept)
+        live.end(completion if live.begun else self._stale_instead(order, completion))
+
+    def _streamed(self, live: LiveStream, order: _Order, gap: float) -> _Landing:
+        answer, charge, text = self._watched(partial(self._relayed, live, order, gap))
+        stored = self._as_stored(order, answer, charge, text)
+        return _Landing(order.receipt, stored, kept=self._kept(order, stored))
+
+    def _relayed(self, live: LiveStream, order: _Order, gap: float) -> _Bought:
+        """Retried until the first delta; from then on the client has seen something, so an end is final."""
+        first_byte = min(order.deadline, self._monotonic() + gap)
+        entry, source, first = self._retrier.run(partial(self._first_delta, live, order, gap), deadline=first_byte)
+        try:
+            if first is not None:
+                live.pass_on(first)
+                for delta in source:
+                    live.pass_on(delta)
+        except UpstreamFailure as failure:
+            if live.cancelled:
+                self._bill_what_came(order, entry, source, ABANDONED)
+                raise Abandoned() from failure
+            self._bill_what_came(order, entry, source, failure.code)
+            raise
+        except BaseException as defect:
+            order.receipt += entry.fail_with(defect)
+            raise
+        finally:
+            source.close()
+        return self._settled(order, entry, source.answer)
+
+    def _first_delta(self, live: LiveStream, order: _Order, gap: float, _number: int) -> _Begun:
+        model = self._configured()
+        entry = self._opened(order)
+        source: AnswerStream | None = None
+        try:
+            source = model.stream(order.job.instruction, gap_seconds=gap, deadline=order.deadline)
+            live.fed_by(source)
+            return entry, source, next(source, None)
+        except BaseException as failure:
+            if source is not None:
+                source.close()
+            if live.cancelled:
+                order.receipt += entry.fail(ABANDONED, maybe_billed=True)
+                raise Abandoned() from failure
+            order.receipt += entry.fail_with(failure)
+            raise
+
+    def _bill_what_came(self, order: _Order, entry: Entry, source: AnswerStream, status: str) -> None:
+        partial_answer = source.partial_answer()
+        charge = self._till.charge(order.job.instruction, partial_answer)
+        order.receipt += entry.settle(partial_answer, charge, status)
+
+
+def _caused_by(defect: Exception) -> InternalError:
+    error = InternalError()
+    error.__cause__ = defect
+    return error
+
+
+_Bought = tuple[Answer, Charge, str]
+_Begun = tuple[Entry, AnswerStream, str | None]
+
+
+def _read(job: Job, answer: Answer) -> tuple[str, ApiError | None]:
+    """The answer as the caller gets it, or why it cannot be passed on."""
+    if answer.failure is not None:
+        return "", answer.failure
+    try:
+        return job.task.read(job.instruction, answer), None
+    except UpstreamInvalidAnswer as failure:
+        return "", failure
+
+
+class LiveStream:
+    """The two ends of one streamed answer: the flow passes deltas on, the edge takes them.
+
+    `cancel` may be called at any time from the edge's thread: it ends Gemini's side at once.
+    """
+
+    def __init__(self) -> None:
+        self._parts: SimpleQueue[str | Completion] = SimpleQueue()
+        self._source: AnswerStream | None = None
+        self._lock = threading.Lock()
+        self.begun = False
+        self.cancelled = False
+
+    def next(self, timeout: float) -> str | Completion | None:
+        """The next delta, or how the stream ended; None when neither came within `timeout` seconds."""
+        try:
+            return self._parts.get(timeout=timeout)
+        except Empty:
+            return None
+
+    def cancel(self) -> None:
+        """The client has gone: nothing more is wanted."""
+        with self._lock:
+            self.cancelled = True
+            source = self._source
+        if source is not None:
+            source.cancel()
+
+    def fed_by(self, source: AnswerStream) -> None:
+        """Name where the deltas come from, so that it can be cancelled."""
+        with self._lock:
+            self._source = source
+            cancelled = self.cancelled
+        if cancelled:
+            source.cancel()
+
+    def pass_on(self, delta: str) -> None:
+        """Hand a delta to the edge."""
+        self.begun = True
+        self._parts.put(delta)
+
+    def end(self, completion: Completion) -> None:
+        """Hand the edge how it ended; nothing comes after it."""
+        self._parts.put(completion)

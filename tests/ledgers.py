@@ -1,0 +1,121 @@
+"""What the ledger's tests share: rows to write, engines that fail on demand, and the sums that must always agree."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ledger import Attempt, Hit, Ledger, Settlement, Totals
+from stores.engine import Connection, Row, Value
+from stores.sqlite import SQLiteEngine
+
+NOON = 1_800_014_400.0
+"""2027-01-15, 12:00 UTC."""
+
+ATTEMPT = Attempt("r-1", "text", "10.0.0.1", "model-a", NOON, NOON + 30, reserved=1_000)
+SETTLEMENT = Settlement("ok", "model-a", 10, 2, 5, input_cost=100, output_cost=200, total_cost=300)
+HIT = Hit("r-2", NOON, "text", "10.0.0.1", "model-a", input_tokens=10, output_tokens=5, saved=300)
+
+
+def attempt(at: float = NOON, *, reserved: int = 1_000, key: str | None = None, seconds: float = 30.0) -> Attempt:
+    """An attempt at `at` that is over `seconds` later."""
+    return replace(ATTEMPT, timestamp=at, deadline=at + seconds, reserved=reserved, key=key)
+
+
+def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait for what another thread is about to do."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it never came to be"
+        time.sleep(0.001)
+
+
+def failure(code: int, text: str = "no") -> sqlite3.OperationalError:
+    """The exception that the sqlite3 module raises for SQLite's result `code`."""
+    error = sqlite3.OperationalError(text)
+    error.sqlite_errorcode = code
+    return error
+
+
+def assert_adds_up(ledger: Ledger) -> None:
+    """Totals, day usage and budgets equal the sums over all exported rows."""
+    rows = list(ledger.export(0, 4e9))
+    finished = [row for row in rows if row.status not in ("open", "unsettled")]
+    paid = [row for row in finished if not row.cached]
+    totals = Totals(
+        requests=sum(row.status in ("ok", "hit") for row in finished),
+        cached_requests=sum(row.cached for row in finished),
+        input_tokens=sum(row.input_tokens for row in paid),
+        output_tokens=sum(row.output_tokens for row in paid),
+        cost=sum(row.total_cost for row in paid),
+        saved=sum(row.saved for row in finished),
+        unpriced_requests=sum(row.unpriced for row in finished),
+    )
+    assert ledger.totals() == totals
+    days = ledger.usage(0, 4e9, "day")
+    assert sum(day.cost for day in days) == totals.cost
+    assert sum(day.requests for day in days) == totals.requests
+    budgets = [ledger.budget_state("service", at) for at in {row.timestamp // 86_400 * 86_400 for row in rows}]
+    assert sum(budget.spent for budget in budgets) == totals.cost
+    assert sum(budget.reserved for budget in budgets) == sum(row.reserved for row in rows)
+
+
+class FaultyConnection:
+    """A connection that raises the engine's `fault`, if there is one, at each transaction's begin and commit."""
+
+    def __init__(self, inner: Connection, engine: FaultyEngine) -> None:
+        self.inner = inner
+        self.engine = engine
+
+    def begin(self, *, schema: bool = False) -> None:
+        self.engine.check()
+        self.inner.begin(schema=schema)
+        if self.engine.full:
+            self.inner.execute("PRAGMA max_page_count = 1")  # SQLite takes the present size when that is more
+
+    def commit(self) -> None:
+        self.engine.at_commit()
+        self.inner.commit()
+        self.engine.commits += 1
+
+    def rollback(self) -> None:
+        self.inner.rollback()
+
+    def execute(self, sql: str, parameters: Sequence[Value] = ()) -> list[Row]:
+        return self.inner.execute(sql, parameters)
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
+        self.inner.executemany(sql, rows)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class FaultyEngine(SQLiteEngine):
+    """SQLite that fails on demand: `fault` is raised, `full` forbids the file to grow, `gate` holds each commit."""
+
+    def __init__(self, path: Path | None) -> None:
+        super().__init__(path, sync="off")
+        self.fault: Exception | None = None
+        self.full = False
+        self.gate = threading.Event()
+        self.gate.set()
+        self.held = threading.Event()
+        self.commits = 0
+
+    def connect(self, *, read_only: bool = False) -> Connection:  # type: ignore[override]  # a wrapped one will do
+        return FaultyConnection(super().connect(read_only=read_only), self)
+
+    def check(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+
+    def at_commit(self) -> None:
+        self.check()
+        if not self.gate.is_set():
+            self.held.set()
+            self.gate.wait(10)

@@ -1,0 +1,395 @@
+"""The caches: what is found, what is forgotten and when, what is counted."""
+
+from __future__ import annotations
+
+from threading import Barrier, Thread
+
+import pytest
+
+from lru_cache import LRUCache, RateLimitCache, ResponseCache, StoredAnswer
+from tests.fakes import FakeClock
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+def run_threads(count, work):
+    """Run `work(number)` in `count` threads that begin together; what each raised fails the test."""
+    barrier, failures = Barrier(count), []
+
+    def body(number):
+        barrier.wait()
+        try:
+            work(number)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [Thread(target=body, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+class TestLRUCache:
+    def test_what_was_put_is_found(self):
+        """A value comes back under its key; an unknown key gives None or the default."""
+        cache = LRUCache[str, int]()
+        cache.put("a", 1)
+        assert cache.get("a") == 1
+        assert cache.get("b") is None
+        assert cache.get("b", 7) == 7
+
+    @pytest.mark.parametrize("value", [None, 0, "", False])
+    def test_falsy_values_are_values(self, value):
+        """A stored None, 0, "" or False is a hit, told apart from a miss by the default."""
+        cache = LRUCache[str, object]()
+        cache.put("a", value)
+        assert cache.get("a", "absent") is value
+        assert cache.get_stats()["hits"] == 1
+
+    def test_the_least_recently_used_goes_first(self):
+        """Beyond max_size the entry goes that was neither put nor found for the longest time."""
+        cache = LRUCache[str, int](2)
+        cache.put("a", 1)
+        cache.put("b", 2)
+        cache.get("a")
+        cache.put("c", 3)
+        assert (cache.get("a"), cache.get("b"), cache.get("c")) == (1, None, 3)
+        assert cache.get_stats()["evictions"] == 1
+
+    def test_a_cache_of_size_0_keeps_nothing(self):
+        """max_size=0 is a cache switched off."""
+        cache = LRUCache[str, int](0)
+        cache.put("a", 1)
+        assert cache.get("a") is None
+
+    def test_expired_at_the_boundary(self, clock):
+        """An entry lives while now < expires, and not at that moment any more."""
+        cache = LRUCache[str, int](default_ttl=10, monotonic=clock)
+        cache.put("a", 1)
+        clock.advance(9.999)
+        assert cache.get("a") == 1
+        clock.advance(0.001)
+        assert cache.get("a") is None
+        assert (cache.size(), cache.get_stats()["expirations"]) == (0, 1)
+
+    def test_a_ttl_of_its_own(self, clock):
+        """The ttl given at put is that entry's, None means the default."""
+        cache = LRUCache[str, int](default_ttl=10, monotonic=clock)
+        cache.put("long", 1, ttl=100)
+        cache.put("default", 1, ttl=None)
+        clock.advance(10)
+        assert (cache.get("long"), cache.get("default")) == (1, None)
+
+    @pytest.mark.parametrize("ttl", [0, -1, 0.0, float("nan")])
+    def test_ttl_0_is_not_the_default(self, ttl):
+        """What expires at once is not kept, and the value it replaces is gone."""
+        cache = LRUCache[str, int]()
+        cache.put("a", 1)
+        cache.put("a", 2, ttl=ttl)
+        assert cache.get("a") is None
+        assert cache.size() == 0
+
+    def test_without_a_default_ttl_entries_stay(self, clock):
+        """default_ttl=None never expires."""
+        cache = LRUCache[str, int](default_ttl=None, monotonic=clock)
+        cache.put("a", 1)
+        clock.advance(1e9)
+        assert cache.get("a") == 1
+
+    def test_bounded_by_bytes(self):
+        """The oldest go until the sum of weights fits; replacing a value replaces its weight."""
+        cache = LRUCache[str, bytes](max_bytes=10, weigh=len)
+        cache.put("a", b"1234")
+        cache.put("b", b"1234")
+        cache.put("b", b"123456")
+        assert cache.get_stats()["bytes"] == 10
+        cache.put("c", b"1")
+        assert cache.get("a") is None
+        assert cache.get_stats()["bytes"] == 7
+
+    def test_what_is_too_heavy_is_not_kept(self):
+        """A value heavier than the whole cache evicts nobody; the value it replaces is gone."""
+        cache = LRUCache[str, bytes](max_bytes=10, weigh=len)
+        cache.put("a", b"1")
+        cache.put("b", b"1")
+        cache.put("a", bytes(11))
+        assert (cache.get("a"), cache.get("b")) == (None, b"1")
+
+    def test_delete_and_clear(self):
+        """Both say what they removed, and the weights go with the entries."""
+        cache = LRUCache[str, bytes](max_bytes=10, weigh=len)
+        cache.put("a", b"12")
+        cache.put("b", b"12")
+        assert (cache.delete("a"), cache.delete("a")) == (True, False)
+        assert (cache.clear(), cache.clear()) == (1, 0)
+        assert cache.get_stats()["bytes"] == 0
+
+    def test_peek_moves_and_counts_nothing(self, clock):
+        """A peek leaves order and statistics alone, and does not see what expired."""
+        cache = LRUCache[str, int](2, 10, monotonic=clock)
+        cache.put("a", 1)
+        cache.put("b", 2)
+        assert cache.peek("a") == 1
+        cache.put("c", 3)
+        clock.advance(10)
+        assert (cache.peek("a"), cache.peek("c")) == (None, None)
+        assert cache.get_stats()["hits"] == cache.get_stats()["misses"] == 0
+
+    def test_statistics(self):
+        """The hit ratio is hits over look-ups, 0.0 before the first."""
+        cache = LRUCache[str, int](5)
+        assert cache.get_stats()["hit_ratio"] == 0.0
+        cache.put("a", 1)
+        for key in "aaab":
+            cache.get(key)
+        assert cache.get_stats() == {
+            "size": 1,
+            "max_size": 5,
+            "bytes": 0,
+            "max_bytes": None,
+            "hits": 3,
+            "misses": 1,
+            "evictions": 0,
+            "expirations": 0,
+            "hit_ratio": 0.75,
+        }
+
+    @pytest.mark.parametrize("arguments", [{"max_size": -1}, {"max_bytes": 10}])
+    def test_impossible_bounds_are_refused(self, arguments):
+        """A negative size, or bytes without a way to weigh, is a ValueError."""
+        with pytest.raises(ValueError, match="max_"):
+            LRUCache(**arguments)
+
+    def test_sixteen_threads(self):
+        """Under contention no operation fails, the bounds hold, and every look-up is counted once."""
+        cache = LRUCache[int, bytes](50, max_bytes=300, weigh=len)
+
+        def work(number):
+            for step in range(500):
+                key = (number * step) % 80
+                cache.put(key, bytes(key % 12))
+                value = cache.get((key * 7) % 80)
+                assert value is None or len(value) == (key * 7) % 80 % 12
+                if step % 50 == 0:
+                    cache.delete(key)
+
+        run_threads(16, work)
+        stats = cache.get_stats()
+        assert stats["hits"] + stats["misses"] == 16 * 500
+        assert stats["size"] <= 50
+        assert stats["bytes"] <= 300
+        cache.clear()
+        assert cache.get_stats()["bytes"] == 0
+
+
+def answer(stored_at: float = 1_000_000.0, body: bytes = b'{"generated_text": "hi"}') -> StoredAnswer:
+    return StoredAnswer(body, 8, 425, 170_800, "gemini-2.5-flash-lite", "stop", stored_at)
+
+
+class RecordingJournal:
+    """Keeps what it is told, in order."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[object, ...]] = []
+
+    def append(self, key: bytes, answer: StoredAnswer, expires_at: float) -> None:
+        self.events.append(("append", key, answer, expires_at))
+
+    def touch(self, key: bytes) -> None:
+        self.events.append(("touch", key))
+
+    def clear(self) -> None:
+        self.events.append(("clear",))
+
+
+class TestResponseCache:
+    @pytest.fixture
+    def cache(self, clock) -> ResponseCache:
+        return ResponseCache(default_ttl=100, stale_seconds=50, clock=clock, monotonic=clock)
+
+    def test_a_fresh_answer_knows_its_age_and_its_time_left(self, cache, clock):
+        """A hit carries the stored answer, its age and the seconds of freshness left."""
+        cache.store(b"k", answer())
+        clock.advance(30)
+        assert cache.look_up(b"k") == (answer(), 30, 70)
+
+    def test_max_age(self, cache, clock):
+        """An answer older than the caller accepts is a miss, yet stays for others."""
+        cache.store(b"k", answer())
+        clock.advance(30)
+        assert cache.look_up(b"k", max_age=29) is None
+        assert cache.look_up(b"k", max_age=30) is not None
+        assert (cache.get_stats()["hits"], cache.get_stats()["misses"]) == (1, 1)
+
+    def test_a_stale_answer_is_found_only_by_asking_for_it(self, cache, clock):
+        """Expired, it is a miss for look_up and, for stale_seconds, an answer with negative ttl for look_up_stale."""
+        cache.store(b"k", answer())
+        clock.advance(100)
+        assert cache.look_up(b"k") is None
+        assert cache.look_up_stale(b"k") == (answer(), 100, 0)
+        clock.advance(49)
+        assert cache.look_up_stale(b"k") == (answer(), 149, -49)
+        clock.advance(1)
+        assert cache.look_up_stale(b"k") is None
+        assert (cache.get_stats()["hits"], cache.get_stats()["misses"]) == (0, 1)
+
+    def test_without_stale_seconds_nothing_stale(self, clock):
+        """By default an expired answer is gone."""
+        cache = ResponseCache(default_ttl=100, clock=clock, monotonic=clock)
+        cache.store(b"k", answer())
+        clock.advance(100)
+        assert cache.look_up_stale(b"k") is None
+
+    @pytest.mark.parametrize("ttl", [0, -5])
+    def test_ttl_0_is_not_kept_even_as_stale(self, cache, ttl):
+        """A ttl of 0 means that the answer must not be used again."""
+        cache.store(b"k", answer(), ttl)
+        assert cache.look_up_stale(b"k") is None
+
+    def test_a_shared_answer_counts_as_a_hit(self, cache):
+        """The miss of one who then shared an answer in flight becomes a hit."""
+        cache.look_up(b"k")
+        cache.look_up(b"k")
+        cache.count_shared_hit()
+        stats = cache.get_stats()
+        assert (stats["hits"], stats["misses"], stats["hit_ratio"]) == (1, 1, 0.5)
+
+    def test_bounded_by_the_bytes_of_bodies(self, clock):
+        """Bodies beyond max_bytes push the least recently used out."""
+        cache = ResponseCache(max_bytes=100, clock=clock, monotonic=clock)
+        for key in (b"a", b"b", b"c"):
+            cache.store(key, answer(body=bytes(40)))
+        assert cache.look_up(b"a") is None
+        assert cache.get_stats()["bytes"] == 80
+
+    def test_the_journal_hears_what_should_outlive_the_process(self, clock):
+        """Stored answers with the end of their freshness, uses and clearing are journalled; ttl 0 is not."""
+        journal = RecordingJournal()
+        cache = ResponseCache(default_ttl=100, journal=journal, clock=clock, monotonic=clock)
+        cache.store(b"k", answer())
+        cache.store(b"never", answer(), ttl=0)
+        cache.look_up(b"k")
+        cache.look_up(b"absent")
+        assert cache.clear() == 1
+        assert journal.events == [("append", b"k", answer(), clock() + 100), ("touch", b"k"), ("clear",)]
+
+    def test_a_restored_answer_goes_on_ageing(self, cache, clock):
+        """Age and time left come from the wall clock at the restart, and from the monotonic clock afterwards."""
+        stored_at = clock() - 40
+        assert cache.restore([(b"k", answer(stored_at), stored_at + 100)]) == 1
+        clock.advance(10)
+        assert cache.look_up(b"k") == (answer(stored_at), 50, 50)
+
+    def test_a_restored_answer_may_be_stale(self, cache, clock):
+        """Within stale_seconds an expired answer comes back as a stale one."""
+        stored_at = clock() - 120
+        cache.restore([(b"k", answer(stored_at), stored_at + 100)])
+        assert cache.look_up(b"k") is None
+        assert cache.look_up_stale(b"k") == (answer(stored_at), 120, -20)
+
+    @pytest.mark.parametrize("age", [150, 1e9, -1])
+    def test_expired_and_future_answers_are_not_restored(self, cache, clock, age):
+        """What expired meanwhile, or was stored in the future as a clock set back makes it seem, is left out."""
+        stored_at = clock() - age
+        assert cache.restore([(b"k", answer(stored_at), stored_at + 100)]) == 0
+        assert cache.look_up_stale(b"k") is None
+
+    def test_restoring_keeps_the_order_of_use(self, clock):
+        """The last of the restored were used last, so the first go when there are too many."""
+        cache = ResponseCache(2, 100, clock=clock, monotonic=clock)
+        cache.restore((key, answer(clock()), clock() + 100) for key in (b"a", b"b", b"c"))
+        assert cache.look_up(b"a") is None
+        assert cache.look_up(b"c") is not None
+
+    def test_the_python_face(self, cache, clock):
+        """What was cached under a prompt and a task comes back with tokens, dollars and time."""
+        cache.cache_response("hi", "text", "hello", 8, 425, 0.0001708, model="m")
+        assert cache.get_cached_response("hi", "text", model="m") == {
+            "response": "hello",
+            "input_tokens": 8,
+            "output_tokens": 425,
+            "cost": 0.0001708,
+            "cached_at": clock(),
+        }
+        clock.advance(100)
+        assert cache.get_cached_response("hi", "text", model="m") is None
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            (("x", "classify", {"categories": ["a,b"]}), ("x", "classify", {"categories": ["a", "b"]})),
+            (("x", "text", {}), ("x", "code", {})),
+            (("x", "text", {}), ("x", "text", {"temperature": 0})),
+            (("x", "text", {"model": "a"}), ("x", "text", {"model": "b"})),
+            (("a", "b c", {}), ("a b", "c", {})),
+            (("1", "text", {}), ("x", "text", {"prompt_": 1})),
+        ],
+    )
+    def test_different_requests_never_share_an_answer(self, cache, one, other):
+        """Prompt, task and whatever else changes the answer are told apart, however they are written."""
+        cache.cache_response(one[0], one[1], "hello", 1, 1, 0.0, **one[2])
+        assert cache.get_cached_response(other[0], other[1], **other[2]) is None
+        assert cache.get_cached_response(one[0], one[1], **one[2]) is not None
+
+    def test_the_order_of_names_does_not_matter(self, cache):
+        """The same facts named in another order are the same request."""
+        cache.cache_response("x", "text", "hello", 1, 1, 0.0, model="m", temperature=1)
+        assert cache.get_cached_response("x", "text", temperature=1, model="m") is not None
+
+    def test_what_json_cannot_say_is_refused(self, cache):
+        """A response that could not be kept is a TypeError, not a surprise later."""
+        with pytest.raises(TypeError):
+            cache.cache_response("x", "text", object(), 1, 1, 0.0)
+
+
+class TestRateLimitCache:
+    @pytest.fixture
+    def table(self, clock) -> RateLimitCache:
+        return RateLimitCache(3, monotonic=clock)
+
+    def test_counts_within_a_sliding_window(self, table, clock):
+        """A call counts for window_size seconds from when it was made, not per clock minute."""
+        assert [table.increment_count("a", 60), table.increment_count("a", 60)] == [1, 2]
+        clock.advance(59)
+        assert table.increment_count("a", 60) == 3
+        clock.advance(1)
+        assert (table.get_count("a"), table.increment_count("a", 60)) == (1, 2)
+
+    def test_get_count_changes_nothing(self, table, clock):
+        """Reading the count neither counts nor moves a client; an unknown one has none."""
+        table.increment_count("a")
+        assert (table.get_count("a"), table.get_count("a"), table.get_count("b")) == (1, 1, 0)
+        assert table.size() == 1
+
+    def test_many_calls_are_all_counted(self, table, clock):
+        """The ring grows with the calls in the window, and calls that left it are not counted."""
+        for number in range(1, 1001):
+            assert table.increment_count("a", 60) == number
+        clock.advance(30)
+        table.increment_count("a", 60)
+        clock.advance(30)
+        assert (table.get_count("a", 60), table.get_count("a", 20)) == (1, 0)
+
+    def test_bounded_and_least_recently_seen_first(self, table):
+        """Beyond max_size the client longest not seen is forgotten."""
+        for client in ("a", "b", "c", "a", "d"):
+            table.increment_count(client)
+        assert [table.get_count(client) for client in "abcd"] == [2, 0, 1, 1]
+        assert table.get_stats() == {"size": 3, "max_size": 3, "protected": 0, "evictions": 1}
+        assert (table.clear(), table.size()) == (3, 0)
+
+    def test_a_table_needs_room(self):
+        """A table for nobody would admit everybody, so it is refused."""
+        with pytest.raises(ValueError, match="max_size"):
+            RateLimitCache(0)
+
+    def test_sixteen_threads(self):
+        """No call is lost when many count the same client at once."""
+        table = RateLimitCache()
+        run_threads(16, lambda _: [table.increment_count("a", 3600) for _ in range(200)])
+        assert table.get_count("a", 3600) == 3200

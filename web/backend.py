@@ -1,0 +1,159 @@
+"""Everything behind the edge, put together: what the settings say becomes parts, and the parts become a service.
+
+Nothing is opened before `open`, which the first request calls: threads, files and the database belong to the process
+that serves, not to the one that imported (or forked).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from accounting.prices import NANO, PriceTable, SpendMeter
+from accounting.till import Till
+from accounting.tokens import DriftMeter, TokenCounter
+from config import Settings
+from enhanced_logging import RequestLogger
+from gemini_wrapper import Gemini
+from ledger import SERVICE_SCOPE, Budget, key_scope, open_ledger
+from lru_cache import RateLimitCache, ResponseCache
+from rate_limiter import RateLimiter
+from resilience.admission import Admission
+from resilience.breaker import CircuitBreaker
+from resilience.retry import Retrier, RetryBudget
+from service import Completions
+from stores.response_journal import ResponseJournal
+from web.access import ApiKey, ClientResolver, KeyRing
+
+DEFAULT_THREADS = 4
+
+
+class Backend:
+    """The parts of one service. Those that need the server's thread count exist once it is `open`."""
+
+    completions: Completions
+    admission: Admission
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.logger = RequestLogger(
+            settings.log_dir,
+            max_bytes=settings.log_max_bytes,
+            backup_count=settings.log_backup_count,
+            retention_days=settings.log_retention_days,
+            prompts=settings.log_prompts,
+            slow_request_seconds=settings.slow_request_seconds,
+            secrets=settings.secrets,
+        )
+        self.keys = KeyRing(
+            dict(settings.api_keys),
+            settings.api_keys_file,
+            settings.admin_api_key,
+            on_problem=self._reporter("api_keys_file"),
+        )
+        self.clients = ClientResolver(settings.trusted_proxies, self._reporter("trusted_proxies"))
+        self.rate_limit_cache = RateLimitCache(settings.rate_limit_cache_size)
+        self.limiter = RateLimiter(self.rate_limit_cache)
+        self.journal = ResponseJournal(
+            settings.cache_dir, max_bytes=4 * settings.response_cache_max_bytes, warn=self._reporter("response_cache")
+        )
+        self.cache = ResponseCache(
+            settings.response_cache_size,
+            settings.response_cache_ttl_seconds,
+            max_bytes=settings.response_cache_max_bytes,
+            stale_seconds=settings.response_cache_stale_seconds,
+            journal=self.journal,
+        )
+        self.ledger = open_ledger(settings.ledger_location, sync=settings.ledger_sync)
+        self.spend = SpendMeter()
+        self.counter = TokenCounter()
+        self.drift = DriftMeter(self.counter.count_tokens)
+        self.prices = _prices(settings)
+        self.breaker = CircuitBreaker()
+        self.model = _model(settings)
+        self.threads: int | None = None
+        self._service_budgets = _service_budgets(settings)
+        self._opening = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def _reporter(self, event: str) -> Callable[[str], None]:
+        return lambda message: self.logger.operational(event, message)
+
+    @property
+    def is_open(self) -> bool:
+        """The parts that run (pool, cache from disk) are there."""
+        return self.threads is not None
+
+    def open(self, threads: int) -> None:
+        """Start for a server with so many threads; does nothing when already open."""
+        with self._opening:
+            if self.is_open:
+                return
+            places = self.settings.gemini_max_concurrency or max(1, threads - 1)
+            self._pool = ThreadPoolExecutor(places, thread_name_prefix="gemini")
+            self.admission = Admission(places)
+            self.completions = self._completions(self._pool)
+            self.cache.restore(self.journal.load())
+            threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+            self.threads = threads
+
+    def _completions(self, pool: ThreadPoolExecutor) -> Completions:
+        return Completions(
+            self.settings.gemini_model,
+            self.model,
+            self.cache,
+            Till(self.ledger, self.prices, self.counter, self.spend, self.drift),
+            admission=self.admission,
+            breaker=self.breaker,
+            retrier=Retrier(max_attempts=self.settings.gemini_max_attempts, budget=RetryBudget()),
+            pool=pool,
+            key_scoped=self.settings.cache_scope == "key",
+        )
+
+    def _warm_up(self) -> None:
+        """Load what is heavy before the first miss needs it. What fails here fails again, and is told, at its use."""
+        with contextlib.suppress(Exception):
+            self.ledger.prepare()
+        if self.model is not None:
+            with contextlib.suppress(Exception):
+                self.model.warm_up()
+
+    def budgets(self, key: ApiKey | None) -> tuple[Budget, ...]:
+        """What a request of `key` must stay within."""
+        if key is None or key.daily_budget is None:
+            return self._service_budgets
+        return (*self._service_budgets, Budget(key_scope(key.name), key.daily_budget))
+
+    def close(self) -> None:
+        """Flush and close what outlives the process: answers, money, logs."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        with contextlib.ExitStack() as closing:  # last in, first out; one part's trouble does not keep the others open
+            for part in (self.logger, self.ledger, self.journal, self.drift, self.model):
+                if part is not None:
+                    closing.callback(part.close)
+
+
+def _model(settings: Settings) -> Gemini | None:
+    if settings.google_api_key is None:
+        return None
+    return Gemini(
+        api_key=settings.google_api_key,
+        model=settings.gemini_model,
+        endpoint=settings.gemini_api_endpoint,
+        max_connections=settings.threads,
+    )
+
+
+def _prices(settings: Settings) -> PriceTable:
+    if settings.input_price_per_million is None or settings.output_price_per_million is None:
+        return PriceTable.load(settings.prices_file)
+    return PriceTable.fixed(settings.input_price_per_million, settings.output_price_per_million)
+
+
+def _service_budgets(settings: Settings) -> tuple[Budget, ...]:
+    if settings.daily_budget_usd is None:
+        return ()
+    return (Budget(SERVICE_SCOPE, round(settings.daily_budget_usd * NANO)),)

@@ -1,0 +1,113 @@
+"""One request and its answer: what the edge learns of it on the way down, and all its headers on the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from enhanced_logging import RequestEvent
+from errors import ApiError
+from rate_limiter import Verdict
+from security import Finding
+from service import Completion, Origin
+from tasks import Job, Task
+from web import headers
+from web.access import ApiKey
+
+Headers = list[tuple[str, str]]
+
+ENVIRON_KEY = "mtllm.exchange"
+
+
+class Exchange:
+    """Collects; whoever learns a fact of the request sets it here, and headers and log lines are made from it once."""
+
+    __slots__ = (
+        "client",
+        "completion",
+        "environ",
+        "error",
+        "fault",
+        "findings",
+        "job",
+        "key",
+        "pending",
+        "request_id",
+        "started",
+        "status",
+        "task",
+        "timestamp",
+        "trace_id",
+        "verdict",
+    )
+
+    def __init__(self, environ: dict[str, Any], *, client: str, timestamp: float, started: float) -> None:
+        self.environ = environ
+        self.client = client
+        self.timestamp = timestamp
+        self.started = started
+        self.request_id = headers.request_id(environ.get("HTTP_X_REQUEST_ID"))
+        self.trace_id = headers.trace_id(environ.get("HTTP_TRACEPARENT"))
+        self.status = 0
+        self.key: ApiKey | None = None
+        self.task: Task | None = None
+        self.job: Job | None = None
+        self.verdict: Verdict | None = None
+        self.completion: Completion | None = None
+        self.pending = False
+        self.error: ApiError | None = None
+        self.fault: BaseException | None = None
+        self.findings: tuple[Finding, ...] = ()
+
+    @property
+    def account(self) -> str:
+        """Whom limits, logs and ledger know the caller as: the API key's name, else the address."""
+        return self.key.name if self.key else self.client
+
+    def headers(self, overall: int, now: float) -> Iterator[tuple[str, str]]:
+        """Every header of ours, given the nano-dollars spent since the start and the monotonic time."""
+        yield "X-Request-ID", self.request_id
+        yield from headers.STATIC
+        yield from headers.money(self.completion, overall, pending=self.pending)
+        if self.verdict is not None:
+            yield from headers.limits(self.verdict)
+        if self.completion is not None and self.completion.origin is not Origin.NONE:
+            yield from headers.cache_story(self.completion)
+        yield "Server-Timing", headers.server_timing(self.completion, now - self.started)
+
+    def event(self, now: float, response_bytes: int) -> RequestEvent:
+        """The canonical record of this request, once it is over (`now` is monotonic)."""
+        environ, completion, job = self.environ, self.completion, self.job
+        event = RequestEvent(
+            request_id=self.request_id,
+            timestamp=self.timestamp,
+            client=self.account,
+            method=environ["REQUEST_METHOD"],
+            path=environ.get("PATH_INFO", ""),
+            status=self.status,
+            duration=now - self.started,
+            code=self.error.code if self.error else None,
+            trace_id=self.trace_id,
+            user_agent=environ.get("HTTP_USER_AGENT"),
+            task=self.task.name if self.task else None,
+            request_bytes=job.body_bytes if job else 0,
+            response_bytes=response_bytes,
+            prompt=job.instruction.prompt if job else None,
+            findings=self.findings,
+            fault=self.fault,
+        )
+        if completion is not None:
+            receipt, answer = completion.receipt, completion.answer
+            event.attempts = receipt.attempts
+            event.queue_seconds = completion.queue_seconds
+            event.upstream_seconds = receipt.upstream_seconds
+            event.input_tokens = receipt.input_tokens
+            event.output_tokens = receipt.output_tokens
+            event.input_cost = receipt.input_cost
+            event.output_cost = receipt.output_cost
+            event.total_cost = receipt.total_cost
+            event.saved = completion.saved
+            if answer is not None:
+                event.model = answer.model
+                event.cached = completion.cached
+        return event

@@ -1,0 +1,94 @@
+"""Health, readiness, statistics and cache deletion: the side doors that answer from what the process knows."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from flask import Flask, Response, jsonify
+
+from accounting.prices import dollars
+from ledger import WindowUsage
+from web.backend import Backend
+from web.lifecycle import Lifecycle
+
+WINDOWS = {"last_hour": 1, "last_24_hours": 24, "last_30_days": 720}
+FLUSH_SECONDS = 0.5
+
+
+def register(app: Flask, backend: Backend, lifecycle: Lifecycle) -> None:
+    """Add the routes to `app`."""
+
+    def health() -> Response:
+        return jsonify(status="healthy", timestamp=time.time())
+
+    def ready() -> tuple[Response, int]:
+        checks = readiness(backend, lifecycle)
+        failing = any(check["status"] == "fail" for check in checks.values())
+        degraded = any(check["status"] == "degraded" for check in checks.values())
+        status = "unavailable" if failing else "degraded" if degraded else "ready"
+        return jsonify(status=status, checks=checks), 503 if failing else 200
+
+    def stats() -> Response:
+        return jsonify(statistics(backend))
+
+    def clear_cache() -> Response:
+        return jsonify(deleted=backend.cache.clear())
+
+    for path in ("/health", "/api/v1/health"):
+        app.add_url_rule(path, f"health:{path}", health)
+    app.add_url_rule("/api/v1/health/ready", "ready", ready)
+    for path in ("/stats", "/api/v1/stats"):
+        app.add_url_rule(path, f"stats:{path}", stats)
+    app.add_url_rule("/api/v1/cache", "clear_cache", clear_cache, methods=["DELETE"])
+
+
+def readiness(backend: Backend, lifecycle: Lifecycle) -> dict[str, dict[str, Any]]:
+    """The named checks: each `ok`, `degraded` (still of use) or `fail`, with its reason where there is one."""
+    ledger, logs, breaker = backend.ledger.health(), backend.logger.health(), backend.breaker.snapshot()
+    return {
+        "backend": _check(backend.model is not None, "no Gemini key: set GOOGLE_API_KEY or start with --offline"),
+        "ledger": _check(ledger.writable, f"cannot be written: {ledger.error}"),
+        "logs": _check(logs.writable, f"cannot be written: {logs.last_error}"),
+        "draining": _check(not lifecycle.draining, "shutting down"),
+        "breaker": _check(breaker.state == "closed", f"{breaker.state}: Gemini is failing", otherwise="degraded"),
+    }
+
+
+def _check(holds: bool, reason: str, otherwise: str = "fail") -> dict[str, Any]:
+    return {"status": "ok"} if holds else {"status": otherwise, "reason": reason}
+
+
+def statistics(backend: Backend) -> dict[str, Any]:
+    """The body of /stats: the documented keys, and more beside them."""
+    backend.ledger.flush()
+    now = time.time()
+    totals, cache = backend.ledger.totals(), backend.cache.get_stats()
+    return {
+        "cache_stats": {**cache, "cache_hit_ratio": cache["hit_ratio"]},
+        "usage_stats": {name: _window(backend.ledger.window(hours, now)) for name, hours in WINDOWS.items()},
+        "rate_limit_stats": {
+            "cache_size": backend.rate_limit_cache.size(),
+            "max_size": backend.settings.rate_limit_cache_size,
+        },
+        "overall_stats": {
+            "total_requests_all_time": totals.requests,
+            "cached_requests_all_time": totals.cached_requests,
+            "total_cost_all_time": dollars(totals.cost),
+            "total_tokens_all_time": {"input": totals.input_tokens, "output": totals.output_tokens},
+            "cache_savings_all_time": dollars(totals.saved),
+            "unpriced_requests_all_time": totals.unpriced_requests,
+            "total_cost_since_start": dollars(backend.spend.total()),
+        },
+    }
+
+
+def _window(usage: WindowUsage) -> dict[str, Any]:
+    return {
+        "period_hours": usage.hours,
+        "total_requests": usage.requests,
+        "cached_requests": usage.cached_requests,
+        "total_cost": dollars(usage.cost),
+        "cost_savings_from_cache": dollars(usage.saved),
+        "total_tokens": {"input": usage.input_tokens, "output": usage.output_tokens},
+    }
