@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from threading import Barrier, Thread
+from typing import Any
 
 import pytest
 
 from lru_cache import LRUCache, RateLimitCache, ResponseCache, StoredAnswer
 from tests.fakes import FakeClock
+
+Request = tuple[str, str, dict[str, Any]]
 
 
 @pytest.fixture
@@ -15,11 +19,11 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-def run_threads(count, work):
+def run_threads(count: int, work: Callable[[int], object]) -> None:
     """Run `work(number)` in `count` threads that begin together; what each raised fails the test."""
     barrier, failures = Barrier(count), []
 
-    def body(number):
+    def body(number: int) -> None:
         barrier.wait()
         try:
             work(number)
@@ -35,7 +39,7 @@ def run_threads(count, work):
 
 
 class TestLRUCache:
-    def test_what_was_put_is_found(self):
+    def test_what_was_put_is_found(self) -> None:
         """A value comes back under its key; an unknown key gives None or the default."""
         cache = LRUCache[str, int]()
         cache.put("a", 1)
@@ -44,14 +48,14 @@ class TestLRUCache:
         assert cache.get("b", 7) == 7
 
     @pytest.mark.parametrize("value", [None, 0, "", False])
-    def test_falsy_values_are_values(self, value):
+    def test_falsy_values_are_values(self, value: object) -> None:
         """A stored None, 0, "" or False is a hit, told apart from a miss by the default."""
         cache = LRUCache[str, object]()
         cache.put("a", value)
         assert cache.get("a", "absent") is value
         assert cache.get_stats()["hits"] == 1
 
-    def test_the_least_recently_used_goes_first(self):
+    def test_the_least_recently_used_goes_first(self) -> None:
         """Beyond max_size the entry goes that was neither put nor found for the longest time."""
         cache = LRUCache[str, int](2)
         cache.put("a", 1)
@@ -61,13 +65,13 @@ class TestLRUCache:
         assert (cache.get("a"), cache.get("b"), cache.get("c")) == (1, None, 3)
         assert cache.get_stats()["evictions"] == 1
 
-    def test_a_cache_of_size_0_keeps_nothing(self):
+    def test_a_cache_of_size_0_keeps_nothing(self) -> None:
         """max_size=0 is a cache switched off."""
         cache = LRUCache[str, int](0)
         cache.put("a", 1)
         assert cache.get("a") is None
 
-    def test_expired_at_the_boundary(self, clock):
+    def test_expired_at_the_boundary(self, clock: FakeClock) -> None:
         """An entry lives while now < expires, and not at that moment any more."""
         cache = LRUCache[str, int](default_ttl=10, monotonic=clock)
         cache.put("a", 1)
@@ -77,7 +81,7 @@ class TestLRUCache:
         assert cache.get("a") is None
         assert (cache.size(), cache.get_stats()["expirations"]) == (0, 1)
 
-    def test_a_ttl_of_its_own(self, clock):
+    def test_a_ttl_of_its_own(self, clock: FakeClock) -> None:
         """The ttl given at put is that entry's, None means the default."""
         cache = LRUCache[str, int](default_ttl=10, monotonic=clock)
         cache.put("long", 1, ttl=100)
@@ -86,7 +90,7 @@ class TestLRUCache:
         assert (cache.get("long"), cache.get("default")) == (1, None)
 
     @pytest.mark.parametrize("ttl", [0, -1, 0.0, float("nan")])
-    def test_ttl_0_is_not_the_default(self, ttl):
+    def test_ttl_0_is_not_the_default(self, ttl: float) -> None:
         """What expires at once is not kept, and the value it replaces is gone."""
         cache = LRUCache[str, int]()
         cache.put("a", 1)
@@ -94,14 +98,14 @@ class TestLRUCache:
         assert cache.get("a") is None
         assert cache.size() == 0
 
-    def test_without_a_default_ttl_entries_stay(self, clock):
+    def test_without_a_default_ttl_entries_stay(self, clock: FakeClock) -> None:
         """default_ttl=None never expires."""
         cache = LRUCache[str, int](default_ttl=None, monotonic=clock)
         cache.put("a", 1)
         clock.advance(1e9)
         assert cache.get("a") == 1
 
-    def test_bounded_by_bytes(self):
+    def test_bounded_by_bytes(self) -> None:
         """The oldest go until the sum of weights fits; replacing a value replaces its weight."""
         cache = LRUCache[str, bytes](max_bytes=10, weigh=len)
         cache.put("a", b"1234")
@@ -112,7 +116,7 @@ class TestLRUCache:
         assert cache.get("a") is None
         assert cache.get_stats()["bytes"] == 7
 
-    def test_what_is_too_heavy_is_not_kept(self):
+    def test_what_is_too_heavy_is_not_kept(self) -> None:
         """A value heavier than the whole cache evicts nobody; the value it replaces is gone."""
         cache = LRUCache[str, bytes](max_bytes=10, weigh=len)
         cache.put("a", b"1")
@@ -120,7 +124,7 @@ class TestLRUCache:
         cache.put("a", bytes(11))
         assert (cache.get("a"), cache.get("b")) == (None, b"1")
 
-    def test_delete_and_clear(self):
+    def test_delete_and_clear(self) -> None:
         """Both say what they removed, and the weights go with the entries."""
         cache = LRUCache[str, bytes](max_bytes=10, weigh=len)
         cache.put("a", b"12")
@@ -129,7 +133,7 @@ class TestLRUCache:
         assert (cache.clear(), cache.clear()) == (1, 0)
         assert cache.get_stats()["bytes"] == 0
 
-    def test_peek_moves_and_counts_nothing(self, clock):
+    def test_peek_moves_and_counts_nothing(self, clock: FakeClock) -> None:
         """A peek leaves order and statistics alone, and does not see what expired."""
         cache = LRUCache[str, int](2, 10, monotonic=clock)
         cache.put("a", 1)
@@ -140,7 +144,7 @@ class TestLRUCache:
         assert (cache.peek("a"), cache.peek("c")) == (None, None)
         assert cache.get_stats()["hits"] == cache.get_stats()["misses"] == 0
 
-    def test_statistics(self):
+    def test_statistics(self) -> None:
         """The hit ratio is hits over look-ups, 0.0 before the first."""
         cache = LRUCache[str, int](5)
         assert cache.get_stats()["hit_ratio"] == 0.0
@@ -160,16 +164,16 @@ class TestLRUCache:
         }
 
     @pytest.mark.parametrize("arguments", [{"max_size": -1}, {"max_bytes": 10}])
-    def test_impossible_bounds_are_refused(self, arguments):
+    def test_impossible_bounds_are_refused(self, arguments: dict[str, Any]) -> None:
         """A negative size, or bytes without a way to weigh, is a ValueError."""
         with pytest.raises(ValueError, match="max_"):
             LRUCache(**arguments)
 
-    def test_sixteen_threads(self):
+    def test_sixteen_threads(self) -> None:
         """Under contention no operation fails, the bounds hold, and every look-up is counted once."""
         cache = LRUCache[int, bytes](50, max_bytes=300, weigh=len)
 
-        def work(number):
+        def work(number: int) -> None:
             for step in range(500):
                 key = (number * step) % 80
                 cache.put(key, bytes(key % 12))
@@ -209,16 +213,16 @@ class RecordingJournal:
 
 class TestResponseCache:
     @pytest.fixture
-    def cache(self, clock) -> ResponseCache:
+    def cache(self, clock: FakeClock) -> ResponseCache:
         return ResponseCache(default_ttl=100, stale_seconds=50, clock=clock, monotonic=clock)
 
-    def test_a_fresh_answer_knows_its_age_and_its_time_left(self, cache, clock):
+    def test_a_fresh_answer_knows_its_age_and_its_time_left(self, cache: ResponseCache, clock: FakeClock) -> None:
         """A hit carries the stored answer, its age and the seconds of freshness left."""
         cache.store(b"k", answer())
         clock.advance(30)
         assert cache.look_up(b"k") == (answer(), 30, 70)
 
-    def test_max_age(self, cache, clock):
+    def test_max_age(self, cache: ResponseCache, clock: FakeClock) -> None:
         """An answer older than the caller accepts is a miss, yet stays for others."""
         cache.store(b"k", answer())
         clock.advance(30)
@@ -226,7 +230,7 @@ class TestResponseCache:
         assert cache.look_up(b"k", max_age=30) is not None
         assert (cache.get_stats()["hits"], cache.get_stats()["misses"]) == (1, 1)
 
-    def test_a_stale_answer_is_found_only_by_asking_for_it(self, cache, clock):
+    def test_a_stale_answer_is_found_only_by_asking_for_it(self, cache: ResponseCache, clock: FakeClock) -> None:
         """Expired, it is a miss for look_up and, for stale_seconds, an answer with negative ttl for look_up_stale."""
         cache.store(b"k", answer())
         clock.advance(100)
@@ -238,7 +242,7 @@ class TestResponseCache:
         assert cache.look_up_stale(b"k") is None
         assert (cache.get_stats()["hits"], cache.get_stats()["misses"]) == (0, 1)
 
-    def test_without_stale_seconds_nothing_stale(self, clock):
+    def test_without_stale_seconds_nothing_stale(self, clock: FakeClock) -> None:
         """By default an expired answer is gone."""
         cache = ResponseCache(default_ttl=100, clock=clock, monotonic=clock)
         cache.store(b"k", answer())
@@ -246,12 +250,12 @@ class TestResponseCache:
         assert cache.look_up_stale(b"k") is None
 
     @pytest.mark.parametrize("ttl", [0, -5])
-    def test_ttl_0_is_not_kept_even_as_stale(self, cache, ttl):
+    def test_ttl_0_is_not_kept_even_as_stale(self, cache: ResponseCache, ttl: float) -> None:
         """A ttl of 0 means that the answer must not be used again."""
         cache.store(b"k", answer(), ttl)
         assert cache.look_up_stale(b"k") is None
 
-    def test_a_shared_answer_counts_as_a_hit(self, cache):
+    def test_a_shared_answer_counts_as_a_hit(self, cache: ResponseCache) -> None:
         """The miss of one who then shared an answer in flight becomes a hit."""
         cache.look_up(b"k")
         cache.look_up(b"k")
@@ -259,7 +263,7 @@ class TestResponseCache:
         stats = cache.get_stats()
         assert (stats["hits"], stats["misses"], stats["hit_ratio"]) == (1, 1, 0.5)
 
-    def test_bounded_by_the_bytes_of_bodies(self, clock):
+    def test_bounded_by_the_bytes_of_bodies(self, clock: FakeClock) -> None:
         """Bodies beyond max_bytes push the least recently used out."""
         cache = ResponseCache(max_bytes=100, clock=clock, monotonic=clock)
         for key in (b"a", b"b", b"c"):
@@ -267,7 +271,7 @@ class TestResponseCache:
         assert cache.look_up(b"a") is None
         assert cache.get_stats()["bytes"] == 80
 
-    def test_the_journal_hears_what_should_outlive_the_process(self, clock):
+    def test_the_journal_hears_what_should_outlive_the_process(self, clock: FakeClock) -> None:
         """Stored answers with the end of their freshness, uses and clearing are journalled; ttl 0 is not."""
         journal = RecordingJournal()
         cache = ResponseCache(default_ttl=100, journal=journal, clock=clock, monotonic=clock)
@@ -278,14 +282,14 @@ class TestResponseCache:
         assert cache.clear() == 1
         assert journal.events == [("append", b"k", answer(), clock() + 100), ("touch", b"k"), ("clear",)]
 
-    def test_a_restored_answer_goes_on_ageing(self, cache, clock):
+    def test_a_restored_answer_goes_on_ageing(self, cache: ResponseCache, clock: FakeClock) -> None:
         """Age and time left come from the wall clock at the restart, and from the monotonic clock afterwards."""
         stored_at = clock() - 40
         assert cache.restore([(b"k", answer(stored_at), stored_at + 100)]) == 1
         clock.advance(10)
         assert cache.look_up(b"k") == (answer(stored_at), 50, 50)
 
-    def test_a_restored_answer_may_be_stale(self, cache, clock):
+    def test_a_restored_answer_may_be_stale(self, cache: ResponseCache, clock: FakeClock) -> None:
         """Within stale_seconds an expired answer comes back as a stale one."""
         stored_at = clock() - 120
         cache.restore([(b"k", answer(stored_at), stored_at + 100)])
@@ -293,20 +297,22 @@ class TestResponseCache:
         assert cache.look_up_stale(b"k") == (answer(stored_at), 120, -20)
 
     @pytest.mark.parametrize("age", [150, 1e9, -1])
-    def test_expired_and_future_answers_are_not_restored(self, cache, clock, age):
+    def test_expired_and_future_answers_are_not_restored(
+        self, cache: ResponseCache, clock: FakeClock, age: float
+    ) -> None:
         """What expired meanwhile, or was stored in the future as a clock set back makes it seem, is left out."""
         stored_at = clock() - age
         assert cache.restore([(b"k", answer(stored_at), stored_at + 100)]) == 0
         assert cache.look_up_stale(b"k") is None
 
-    def test_restoring_keeps_the_order_of_use(self, clock):
+    def test_restoring_keeps_the_order_of_use(self, clock: FakeClock) -> None:
         """The last of the restored were used last, so the first go when there are too many."""
         cache = ResponseCache(2, 100, clock=clock, monotonic=clock)
         cache.restore((key, answer(clock()), clock() + 100) for key in (b"a", b"b", b"c"))
         assert cache.look_up(b"a") is None
         assert cache.look_up(b"c") is not None
 
-    def test_the_python_face(self, cache, clock):
+    def test_the_python_face(self, cache: ResponseCache, clock: FakeClock) -> None:
         """What was cached under a prompt and a task comes back with tokens, dollars and time."""
         cache.cache_response("hi", "text", "hello", 8, 425, 0.0001708, model="m")
         assert cache.get_cached_response("hi", "text", model="m") == {
@@ -330,18 +336,18 @@ class TestResponseCache:
             (("1", "text", {}), ("x", "text", {"prompt_": 1})),
         ],
     )
-    def test_different_requests_never_share_an_answer(self, cache, one, other):
+    def test_different_requests_never_share_an_answer(self, cache: ResponseCache, one: Request, other: Request) -> None:
         """Prompt, task and whatever else changes the answer are told apart, however they are written."""
         cache.cache_response(one[0], one[1], "hello", 1, 1, 0.0, **one[2])
         assert cache.get_cached_response(other[0], other[1], **other[2]) is None
         assert cache.get_cached_response(one[0], one[1], **one[2]) is not None
 
-    def test_the_order_of_names_does_not_matter(self, cache):
+    def test_the_order_of_names_does_not_matter(self, cache: ResponseCache) -> None:
         """The same facts named in another order are the same request."""
         cache.cache_response("x", "text", "hello", 1, 1, 0.0, model="m", temperature=1)
         assert cache.get_cached_response("x", "text", temperature=1, model="m") is not None
 
-    def test_what_json_cannot_say_is_refused(self, cache):
+    def test_what_json_cannot_say_is_refused(self, cache: ResponseCache) -> None:
         """A response that could not be kept is a TypeError, not a surprise later."""
         with pytest.raises(TypeError):
             cache.cache_response("x", "text", object(), 1, 1, 0.0)
@@ -349,10 +355,10 @@ class TestResponseCache:
 
 class TestRateLimitCache:
     @pytest.fixture
-    def table(self, clock) -> RateLimitCache:
+    def table(self, clock: FakeClock) -> RateLimitCache:
         return RateLimitCache(3, monotonic=clock)
 
-    def test_counts_within_a_sliding_window(self, table, clock):
+    def test_counts_within_a_sliding_window(self, table: RateLimitCache, clock: FakeClock) -> None:
         """A call counts for window_size seconds from when it was made, not per clock minute."""
         assert [table.increment_count("a", 60), table.increment_count("a", 60)] == [1, 2]
         clock.advance(59)
@@ -360,13 +366,13 @@ class TestRateLimitCache:
         clock.advance(1)
         assert (table.get_count("a"), table.increment_count("a", 60)) == (1, 2)
 
-    def test_get_count_changes_nothing(self, table, clock):
+    def test_get_count_changes_nothing(self, table: RateLimitCache, clock: FakeClock) -> None:
         """Reading the count neither counts nor moves a client; an unknown one has none."""
         table.increment_count("a")
         assert (table.get_count("a"), table.get_count("a"), table.get_count("b")) == (1, 1, 0)
         assert table.size() == 1
 
-    def test_many_calls_are_all_counted(self, table, clock):
+    def test_many_calls_are_all_counted(self, table: RateLimitCache, clock: FakeClock) -> None:
         """The ring grows with the calls in the window, and calls that left it are not counted."""
         for number in range(1, 1001):
             assert table.increment_count("a", 60) == number
@@ -375,7 +381,7 @@ class TestRateLimitCache:
         clock.advance(30)
         assert (table.get_count("a", 60), table.get_count("a", 20)) == (1, 0)
 
-    def test_bounded_and_least_recently_seen_first(self, table):
+    def test_bounded_and_least_recently_seen_first(self, table: RateLimitCache) -> None:
         """Beyond max_size the client longest not seen is forgotten."""
         for client in ("a", "b", "c", "a", "d"):
             table.increment_count(client)
@@ -383,12 +389,12 @@ class TestRateLimitCache:
         assert table.get_stats() == {"size": 3, "max_size": 3, "protected": 0, "evictions": 1}
         assert (table.clear(), table.size()) == (3, 0)
 
-    def test_a_table_needs_room(self):
+    def test_a_table_needs_room(self) -> None:
         """A table for nobody would admit everybody, so it is refused."""
         with pytest.raises(ValueError, match="max_size"):
             RateLimitCache(0)
 
-    def test_sixteen_threads(self):
+    def test_sixteen_threads(self) -> None:
         """No call is lost when many count the same client at once."""
         table = RateLimitCache()
         run_threads(16, lambda _: [table.increment_count("a", 3600) for _ in range(200)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 pytest.importorskip("hypothesis")
@@ -64,7 +66,7 @@ class Model:
 
 @settings(max_examples=150, deadline=None)
 @given(max_size=st.integers(0, 5), max_bytes=st.integers(0, 30), operations=OPERATIONS)
-def test_the_cache_does_what_the_model_does(max_size, max_bytes, operations):
+def test_the_cache_does_what_the_model_does(max_size: int, max_bytes: int, operations: list[tuple[Any, ...]]) -> None:
     """Every operation answers as the model's; the bounds hold after each; hits and misses add up to the gets."""
     clock = FakeClock(0.0)
     cache = LRUCache[str, int](max_size, 10, max_bytes=max_bytes, weigh=lambda value: value, monotonic=clock)

@@ -16,6 +16,8 @@ from lru_cache import ResponseCache, StoredAnswer
 from stores.response_journal import ResponseJournal
 from tests.fakes import FakeClock
 
+OpenJournal = Callable[..., ResponseJournal]
+
 PROJECT = Path(__file__).parent.parent
 
 
@@ -30,7 +32,7 @@ def warnings() -> list[str]:
 
 
 @pytest.fixture
-def open_journal(tmp_path: Path, clock: FakeClock, warnings: list[str]) -> Iterator[Callable[..., ResponseJournal]]:
+def open_journal(tmp_path: Path, clock: FakeClock, warnings: list[str]) -> Iterator[OpenJournal]:
     """Opens journals on one folder, as restarts or other processes would, and closes them at the end."""
     opened = []
 
@@ -53,17 +55,17 @@ def answer(body: bytes = b'{"generated_text": "hi"}', stored_at: float = 1_000_0
     return StoredAnswer(body, 8, 425, 170_800, "gemini-2.5-flash-lite", "stop", stored_at)
 
 
-def write(journal, *keys: bytes, body: bytes = b"{}", ttl: float = 100) -> None:
+def write(journal: ResponseJournal, *keys: bytes, body: bytes = b"{}", ttl: float = 100) -> None:
     for key in keys:
         journal.append(key, answer(body), 1_000_000.0 + ttl)
     journal.flush()
 
 
-def keys_of(journal) -> list[bytes]:
+def keys_of(journal: ResponseJournal) -> list[bytes]:
     return [key for key, _, _ in journal.load()]
 
 
-def test_answers_come_back(open_journal):
+def test_answers_come_back(open_journal: OpenJournal) -> None:
     """After a restart every answer is there, byte for byte, with its expiry."""
     journal = open_journal()
     journal.append(b"\x00\xff", answer('{"a": "\u20ac\\n"}\n\n'.encode()), 1_000_100.5)
@@ -71,14 +73,14 @@ def test_answers_come_back(open_journal):
     assert list(open_journal().load()) == [(b"\x00\xff", answer('{"a": "\u20ac\\n"}\n\n'.encode()), 1_000_100.5)]
 
 
-def test_nothing_happens_before_it_is_used(open_journal, tmp_path):
+def test_nothing_happens_before_it_is_used(open_journal: OpenJournal, tmp_path: Path) -> None:
     """Making a journal touches no file; loading from a folder that is not there gives nothing."""
     assert list(open_journal().load()) == []
     open_journal().close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_newest_answer_in_the_order_of_use(open_journal):
+def test_the_newest_answer_in_the_order_of_use(open_journal: OpenJournal) -> None:
     """One answer a key, the newest; those used last come last."""
     journal = open_journal()
     write(journal, b"a", b"b", b"c")
@@ -92,7 +94,7 @@ def test_the_newest_answer_in_the_order_of_use(open_journal):
     assert loaded[1][1].body == b"newer"
 
 
-def test_expired_answers_stay_away_unless_stale_ones_are_wanted(open_journal, clock):
+def test_expired_answers_stay_away_unless_stale_ones_are_wanted(open_journal: OpenJournal, clock: FakeClock) -> None:
     """An answer past its freshness, and past stale_seconds, is not loaded."""
     write(open_journal(), b"a", ttl=100)
     clock.advance(100)
@@ -100,7 +102,7 @@ def test_expired_answers_stay_away_unless_stale_ones_are_wanted(open_journal, cl
     assert keys_of(open_journal(stale_seconds=1)) == [b"a"]
 
 
-def test_clear_reaches_the_disk_and_the_queue(open_journal, path):
+def test_clear_reaches_the_disk_and_the_queue(open_journal: OpenJournal, path: Path) -> None:
     """After clear nothing comes back, neither what was written nor what was still queued."""
     journal = open_journal()
     write(journal, b"a")
@@ -112,14 +114,14 @@ def test_clear_reaches_the_disk_and_the_queue(open_journal, path):
     assert keys_of(open_journal()) == [b"c"]
 
 
-def test_no_words_of_a_prompt_and_nobody_elses_to_read(open_journal, path):
+def test_no_words_of_a_prompt_and_nobody_elses_to_read(open_journal: OpenJournal, path: Path) -> None:
     """The file holds digests and answers, and only its owner may read it."""
     write(open_journal(), b"a")
     assert path.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("cut", [1, 10, 60])
-def test_a_torn_end_is_skipped_in_silence(open_journal, path, warnings, cut):
+def test_a_torn_end_is_skipped_in_silence(open_journal: OpenJournal, path: Path, warnings: list[str], cut: int) -> None:
     """A record that a kill cut short is as if it had not been written; what is appended behind it is found."""
     write(open_journal(), b"a", b"b")
     os.truncate(path, path.stat().st_size - cut)
@@ -131,7 +133,9 @@ def test_a_torn_end_is_skipped_in_silence(open_journal, path, warnings, cut):
 
 
 @pytest.mark.parametrize("length", [0, 5, 31])
-def test_a_torn_beginning_is_begun_anew(open_journal, path, warnings, length):
+def test_a_torn_beginning_is_begun_anew(
+    open_journal: OpenJournal, path: Path, warnings: list[str], length: int
+) -> None:
     """A file whose maker was killed within the header is an empty journal."""
     write(open_journal(), b"a")
     os.truncate(path, length)
@@ -142,7 +146,7 @@ def test_a_torn_beginning_is_begun_anew(open_journal, path, warnings, length):
     assert warnings == []
 
 
-def test_damage_costs_only_what_it_hit(open_journal, path, warnings):
+def test_damage_costs_only_what_it_hit(open_journal: OpenJournal, path: Path, warnings: list[str]) -> None:
     """A damaged record is left out with one warning, those around it are there."""
     write(open_journal(), b"a", b"b", b"c", body=b"x" * 100)
     content = bytearray(path.read_bytes())
@@ -153,7 +157,7 @@ def test_damage_costs_only_what_it_hit(open_journal, path, warnings):
     assert "damaged" in warnings[0]
 
 
-def test_an_absurd_length_is_damage(open_journal, path, monkeypatch):
+def test_an_absurd_length_is_damage(open_journal: OpenJournal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A damaged length does not make the reader ask for gigabytes; scanning goes on in stretches."""
     monkeypatch.setattr(stores.response_journal, "SCAN_BYTES", 16)
     write(open_journal(), b"a", b"b", body=b"x" * 100)
@@ -165,7 +169,9 @@ def test_an_absurd_length_is_damage(open_journal, path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"hello, I am somebody's notes\n" * 10, bytes(100_000), b"\x80\x04pickle"])
-def test_a_foreign_file_is_set_aside(open_journal, path, warnings, content):
+def test_a_foreign_file_is_set_aside(
+    open_journal: OpenJournal, path: Path, warnings: list[str], content: bytes
+) -> None:
     """What is no journal is not touched but moved aside, with one warning, and a journal begun."""
     path.parent.mkdir()
     path.write_bytes(content)
@@ -177,7 +183,9 @@ def test_a_foreign_file_is_set_aside(open_journal, path, warnings, content):
     assert len(warnings) == 1
 
 
-def test_a_foreign_file_that_comes_while_running_is_set_aside(open_journal, path, warnings):
+def test_a_foreign_file_that_comes_while_running_is_set_aside(
+    open_journal: OpenJournal, path: Path, warnings: list[str]
+) -> None:
     """The writer does not append to what is no journal."""
     journal = open_journal()
     write(journal, b"a")
@@ -187,7 +195,7 @@ def test_a_foreign_file_that_comes_while_running_is_set_aside(open_journal, path
     assert len(warnings) == 1
 
 
-def test_deleting_the_folder_while_running(open_journal, path, warnings):
+def test_deleting_the_folder_while_running(open_journal: OpenJournal, path: Path, warnings: list[str]) -> None:
     """The folder may go at any time: what comes later is kept, nothing fails."""
     journal = open_journal()
     write(journal, b"a")
@@ -198,7 +206,7 @@ def test_deleting_the_folder_while_running(open_journal, path, warnings):
     assert (warnings, journal.stats().dropped) == ([], 0)
 
 
-def test_an_unwritable_folder_is_counted_and_heals(open_journal, path, warnings):
+def test_an_unwritable_folder_is_counted_and_heals(open_journal: OpenJournal, path: Path, warnings: list[str]) -> None:
     """While the file cannot be written answers are dropped and counted, with one warning; then it goes on."""
     path.parent.write_bytes(b"a file where the folder should be")
     journal = open_journal()
@@ -215,7 +223,7 @@ def test_an_unwritable_folder_is_counted_and_heals(open_journal, path, warnings)
     assert journal.stats().written == 1
 
 
-def test_a_full_queue_drops(open_journal, monkeypatch):
+def test_a_full_queue_drops(open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than the queue holds is dropped and counted, never waited for."""
     monkeypatch.setattr(stores.response_journal, "QUEUE_BYTES", 100)
     monkeypatch.setattr(stores.response_journal, "BATCH_SECONDS", 60)
@@ -229,7 +237,7 @@ def test_a_full_queue_drops(open_journal, monkeypatch):
     assert keys_of(open_journal()) == [b"a", b"b"]
 
 
-def test_a_partial_write_is_taken_back(open_journal, path, monkeypatch):
+def test_a_partial_write_is_taken_back(open_journal: OpenJournal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the disk fills up in the middle of a batch, the file is as it was before."""
     journal = open_journal()
     write(journal, b"a")
@@ -248,7 +256,7 @@ def test_a_partial_write_is_taken_back(open_journal, path, monkeypatch):
     assert journal.stats().failures == 1
 
 
-def test_the_file_stays_bounded(open_journal, path, monkeypatch):
+def test_the_file_stays_bounded(open_journal: OpenJournal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rewriting drops what is replaced, expired or too much; the newest stay."""
     monkeypatch.setattr(stores.response_journal, "SMALL_FILE_BYTES", 2_000)
     journal = open_journal(max_bytes=20_000)
@@ -263,7 +271,9 @@ def test_the_file_stays_bounded(open_journal, path, monkeypatch):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_rewritten_file_is_found_by_the_others(open_journal, path, monkeypatch):
+def test_a_rewritten_file_is_found_by_the_others(
+    open_journal: OpenJournal, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A journal that was open while another rewrote or cleared the file writes to the new one."""
     monkeypatch.setattr(stores.response_journal, "SMALL_FILE_BYTES", 1_000)
     one, other = open_journal(), open_journal()
@@ -300,7 +310,9 @@ def writer(folder: Path, name: str, count: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE)
 
 
-def test_several_processes_share_a_folder(open_journal, path, clock, warnings):
+def test_several_processes_share_a_folder(
+    open_journal: OpenJournal, path: Path, clock: FakeClock, warnings: list[str]
+) -> None:
     """Processes that append and rewrite at once lose and damage nothing of each other."""
     processes = [writer(path.parent, name, 1000) for name in ("a", "b", "c")]
     for process in processes:
@@ -311,7 +323,7 @@ def test_several_processes_share_a_folder(open_journal, path, clock, warnings):
     assert warnings == []
 
 
-def test_kill_9_loses_only_the_last_moment(open_journal, path, clock):
+def test_kill_9_loses_only_the_last_moment(open_journal: OpenJournal, path: Path, clock: FakeClock) -> None:
     """What was written before a kill is there afterwards, and the file goes on being used."""
     with writer(path.parent, "a", 100_000_000) as process:
         assert process.stdout is not None
@@ -325,7 +337,7 @@ def test_kill_9_loses_only_the_last_moment(open_journal, path, clock):
     assert b"next" in keys_of(open_journal())
 
 
-def test_a_cache_comes_back_as_it_was(open_journal, clock):
+def test_a_cache_comes_back_as_it_was(open_journal: OpenJournal, clock: FakeClock) -> None:
     """The answers used last survive a restart of a full cache, whenever they were stored."""
     journal = open_journal()
     cache = ResponseCache(3, 100, journal=journal, clock=clock, monotonic=clock)
