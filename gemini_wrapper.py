@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from errors import ApiError, ContentBlocked, MaxOutputTokensTooSmall, NotConfigured, UpstreamInvalidAnswer
 from tasks import TASK_BY_NAME, Answer, FinishReason, Instruction, TokenUsage, parse
+from upstream.bodies import pieces_of, readable
+from upstream.calls import Call, Cut, Watchdog
+from upstream.failures import failure_of_status, translated
 
 if TYPE_CHECKING:
     from config import Settings
     from resilience.retry import Retrier
-    from upstream.transport import Call, Watchdog
 
 GOOGLE = "https://generativelanguage.googleapis.com"
 MAX_ERROR_BYTES = 65_536
@@ -93,20 +95,15 @@ class Gemini:
 
         A completed call whose answer cannot be used is an Answer with `failure` set, for it may cost money.
         """
-        from upstream.failures import translated
-        from upstream.transport import Call
-
         sdk = self._sdk()
         request = sdk.request(self._model, instruction)
-        call = Call(deadline, self._monotonic)
-        sdk.watchdog.watch(call, deadline)
+        call = Call(sdk.watchdog, deadline)
+        call.allow()
         try:
             with translated(call), call.on_this_thread():
-                message = sdk.client.generate_content(
-                    request, retry=None, timeout=self._socket_timeout(deadline), metadata=()
-                )
+                message = sdk.client.generate_content(request, **_one_attempt(call))
         finally:
-            sdk.watchdog.forget(call)
+            call.over()
         draft = _Draft(self._model)
         draft.add(type(message).pb(message))
         return draft.answer()
@@ -116,28 +113,15 @@ class Gemini:
 
         The first chunk and each gap between chunks take at most `gap_seconds`, the whole ends by `deadline`.
         """
-        from upstream.transport import Call
-
         sdk = self._sdk()
         request = sdk.request(self._model, instruction)
 
+        call = Call(sdk.watchdog, deadline)
+
         def send() -> Any:
-            timeout = self._socket_timeout(deadline)
-            messages: Any = sdk.client.stream_generate_content(request, retry=None, timeout=timeout, metadata=())
-            return messages
+            return sdk.client.stream_generate_content(request, **_one_attempt(call))
 
-        return AnswerStream(
-            send,
-            Call(deadline, self._monotonic),
-            sdk.watchdog,
-            self._model,
-            gap_seconds=gap_seconds,
-            deadline=deadline,
-            monotonic=self._monotonic,
-        )
-
-    def _socket_timeout(self, deadline: float) -> float:
-        return max(0.0, deadline - self._monotonic()) + SOCKET_GRACE_SECONDS
+        return AnswerStream(send, call, self._model, gap_seconds=gap_seconds)
 
     def _sdk(self) -> _Sdk:
         if self._built is None:
@@ -157,23 +141,10 @@ class AnswerStream:
 
     answer: Answer
 
-    def __init__(
-        self,
-        send: Callable[[], Any],
-        call: Call,
-        watchdog: Watchdog,
-        model: str,
-        *,
-        gap_seconds: float,
-        deadline: float,
-        monotonic: Callable[[], float],
-    ) -> None:
+    def __init__(self, send: Callable[[], Any], call: Call, model: str, *, gap_seconds: float) -> None:
         self._send = send
         self._call = call
-        self._watchdog = watchdog
         self._gap_seconds = gap_seconds
-        self._deadline = deadline
-        self._monotonic = monotonic
         self._messages: Any = None
         self._draft = _Draft(model)
         self._closed = False
@@ -216,29 +187,25 @@ class AnswerStream:
 
     def cancel(self) -> None:
         """End Gemini's side at once, from any thread: a running `next` raises, and so does the next one."""
-        from upstream.transport import Cut
-
         self._call.cut(Cut.CANCEL)
 
     def close(self) -> None:
         """Let go of the connection. Idempotent; for the thread that iterates."""
         if not self._closed:
             self._closed = True
-            self._watchdog.forget(self._call)
+            self._call.over()
             if self._messages is not None:
                 self._messages.cancel()
 
     def _next_message(self) -> Any:
-        from upstream.failures import translated
-
         if self._closed:
             return None
-        self._watchdog.watch(self._call, min(self._deadline, self._monotonic() + self._gap_seconds))
+        self._call.allow(self._gap_seconds)
         with translated(self._call, is_whole=lambda: self._draft.finished), self._call.on_this_thread():
             if self._messages is None:
                 self._messages = self._send()
             message = next(self._messages, None)
-            self._watchdog.watch(self._call, self._deadline)  # the caller's pace is no gap of Gemini's
+            self._call.allow()  # the caller's pace is no gap of Gemini's
             return message
         return None  # the answer was whole before the connection failed
 
@@ -254,7 +221,7 @@ class _Sdk:
         from upstream import transport
 
         self._protos = protos
-        self.watchdog = transport.Watchdog(monotonic=monotonic)
+        self.watchdog = Watchdog(monotonic=monotonic)
         self.client = GenerativeServiceClient(
             transport="rest", client_options={"api_key": api_key, "api_endpoint": endpoint}
         )
@@ -280,6 +247,10 @@ class _Sdk:
             system_instruction=instruction.system and protos.Content(parts=[protos.Part(text=instruction.system)]),
             generation_config=config,
         )
+
+
+def _one_attempt(call: Call) -> dict[str, Any]:
+    return {"retry": None, "timeout": max(0.0, call.remaining) + SOCKET_GRACE_SECONDS, "metadata": ()}
 
 
 class _Draft:
@@ -347,9 +318,6 @@ def _checked_key(api_key: str) -> str:
 
 def _judge(response: Any) -> None:
     """Look at a response before the SDK does: raise what a bad status means, and say how a good body is read."""
-    from upstream.bodies import pieces_of, readable
-    from upstream.failures import failure_of_status
-
     if response.status_code != 200:
         raise failure_of_status(response.status_code, _error_body(response), response.headers)
     response.iter_content = partial(readable, pieces_of(response))

@@ -1,6 +1,7 @@
 """What it means when a call to Gemini fails: error statuses with Google's error JSON, and exceptions of the network.
 
-Everything here is total: whatever came back, the result is one UpstreamFailure whose sentence is ours.
+Everything here is total: whatever came back, the result is one UpstreamFailure whose sentence is ours. urllib3 is
+imported when a failure needs it, so that the service starts without it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from typing import Any
-
-import requests
-from urllib3.exceptions import ProtocolError
-from urllib3.exceptions import TimeoutError as Urllib3Timeout
 
 from errors import (
     ModelUnavailable,
@@ -27,7 +24,7 @@ from errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from upstream.transport import Call, Cut
+from upstream.calls import Call, Cut
 
 MAX_WAIT_SECONDS = 3600.0
 """A longer wait asked for by Gemini counts as this: callers have been locked out for hours by absurd ones."""
@@ -161,7 +158,9 @@ def _failure_of(call: Call, cause: Exception) -> UpstreamFailure:
 
 def _is_timeout(error: BaseException) -> bool:
     """Did a socket's own time-out end the call?"""
-    return any(isinstance(cause, (requests.Timeout, Urllib3Timeout, TimeoutError)) for cause in _causes(error))
+    from urllib3.exceptions import TimeoutError as Urllib3Timeout
+
+    return any(isinstance(cause, (Urllib3Timeout, TimeoutError)) for cause in _causes(error))
 
 
 def _is_garbage(error: BaseException) -> bool:
@@ -174,6 +173,8 @@ def _is_garbage(error: BaseException) -> bool:
 
 def _is_loss(error: BaseException) -> bool:
     """Did the connection end before the response did?"""
+    from urllib3.exceptions import ProtocolError
+
     return isinstance(error, (OSError, ProtocolError))
 
 
