@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +142,15 @@ _JSON_LINE = "{" + ", ".join(f'"{column.name}": %s' for column in COLUMNS) + "}\
 def export_csv(rows: Iterable[ExportRow]) -> Iterator[str]:
     """The rows as CSV (RFC 4180) with a header line, some hundred lines a chunk.
 
+    The first rows are fetched before the header is given, so that what cannot be read fails before anything is sent.
     A text that a spreadsheet would run as a formula (it begins with `= + - @`, tab or CR) gets a leading `'`.
     """
-    yield ",".join(column.name for column in COLUMNS) + "\r\n"
+    chunks = _chunks(rows)
+    first = next(chunks, [])
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\r\n")
-    for chunk in _chunks(rows):
+    writer.writerow(column.name for column in COLUMNS)
+    for chunk in chain([first], chunks):
         writer.writerows([write(value) for write, value in zip(_TO_CSV, row, strict=True)] for row in chunk)
         yield buffer.getvalue()
         buffer.seek(0)

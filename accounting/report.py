@@ -20,20 +20,19 @@ def report(ledger: Ledger, from_: float, to: float) -> Iterator[str]:
 
     By day, task, model and client, each with its total. Raises LedgerUnavailable.
     """
+    groups_by = {section: ledger.usage(from_, to, section) for section in _SECTIONS}
+    total = _sum(groups_by["day"])
     yield f"Usage from {rfc3339(from_)} to {rfc3339(to)} (dollars; days are UTC)"
-    total = Totals()
-    for group_by in _SECTIONS:
-        groups = ledger.usage(from_, to, group_by)
-        if not groups:
-            yield "Nothing was recorded in that time."
-            return
-        total = _sum(groups)
-        shown = groups if group_by == "day" else _dearest(groups)
+    if not total.requests and not total.cost:
+        yield "Nothing was recorded in that time."
+        return
+    for section, groups in groups_by.items():
+        shown = groups if section == "day" else _dearest(groups)
         yield ""
-        yield from _table(group_by, [*((group.key, group) for group in shown), ("total", total)])
+        yield from _table(section, [*((group.key, group) for group in shown), ("total", total)])
     if total.unpriced_requests:
         yield ""
-        yield f"{total.unpriced_requests:,} paid calls went to a model without a known price and count as $0."
+        yield f"Paid calls to models without a known price, which count as $0: {total.unpriced_requests:,}."
 
 
 def _dearest(groups: Sequence[UsageGroup]) -> list[UsageGroup]:

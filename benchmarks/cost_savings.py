@@ -152,9 +152,9 @@ TABLES = (
 
 def tables(price: Price, requests: int = REQUESTS) -> Iterator[str]:
     """The lines of the Markdown tables and of what they say about the claim."""
-    yield f"Each cell: hit ratio / percent of cost saved, over {requests:,} requests; bold: at least {CLAIM[0]:g} % saved."
+    yield f"Each cell: hit ratio / percent of cost saved, over {requests:,} requests; bold: from {CLAIM[0]:g} % saved."
     yield (
-        f"Where a table does not say otherwise: repeat share {BASE.repeat_share}, {BASE.per_second:g} request a second, "
+        f"If a table does not say otherwise: repeat share {BASE.repeat_share}, {BASE.per_second:g} request a second, "
         f"an answer lives {BASE.ttl:g} s, at most {BASE.size} are kept."
     )
     reached: dict[float, list[str]] = {zipf: [] for zipf in ZIPFS}
