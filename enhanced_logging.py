@@ -208,6 +208,7 @@ class RequestLogger:
         with self._state:
             events, self._queue, self._weight = self._queue, deque(), 0
             self._busy_since = self._monotonic()
+        self._tend()
         while events:
             batch = min(BATCH, len(events))
             self._write(self._pages(events, batch))
@@ -215,7 +216,6 @@ class RequestLogger:
                 self._done += batch
                 self._busy_since = self._monotonic()
                 self._state.notify_all()
-        self._tend()
         with self._state:
             self._busy_since = None
 
