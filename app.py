@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -36,10 +37,12 @@ JSON = "application/json"
 class Api(Flask):
     """Flask, with one way in and one way out: every request has its `Exchange`, every response its headers."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
         super().__init__("mtllm", static_folder=None)
         self.settings = settings
-        self.backend = Backend(settings)
+        self.clock = clock
+        self.monotonic = monotonic
+        self.backend = Backend(settings, clock=clock, monotonic=monotonic)
         self.lifecycle = Lifecycle(settings.drain_seconds)
         self.cors = Cors(self, settings, headers.EXPOSED)
         self.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
@@ -50,7 +53,8 @@ class Api(Flask):
 
         def start(status: str, from_flask: list[tuple[str, str]], exc_info: Any = None) -> Any:
             exchange.status = int(status[:3])
-            ours = exchange.headers(self.backend.spend.total(), time.monotonic())
+            exchange.length = next((int(value) for name, value in from_flask if name == "Content-Length"), None)
+            ours = exchange.headers(self.backend.spend.total(), self.monotonic())
             return start_response(status, [*from_flask, *ours, *self.cors.headers(environ)], exc_info)
 
         try:
@@ -58,14 +62,17 @@ class Api(Flask):
         except BaseException:
             self.lifecycle.end()
             raise
-        return Closing(body, lambda sent: self._over(exchange, sent))
+        if exchange.length is None:
+            return Closing(body, lambda sent: self._over(exchange, sent))
+        self._over(exchange, exchange.length)
+        return body
 
     def _begun(self, environ: dict[str, Any]) -> Exchange:
         self.lifecycle.begin()
         if not self.backend.is_open:
             self._open_backend(environ)
         client = self.backend.clients.client(environ.get("REMOTE_ADDR"), environ.get("HTTP_X_FORWARDED_FOR"))
-        exchange = Exchange(environ, client=client, timestamp=time.time(), started=time.monotonic())
+        exchange = Exchange(environ, client=client, timestamp=self.clock(), started=self.monotonic())
         environ[ENVIRON_KEY] = exchange
         return exchange
 
@@ -76,12 +83,12 @@ class Api(Flask):
             self.lifecycle.watch_connections(unsent)
 
     def _over(self, exchange: Exchange, sent: int) -> None:
-        self.backend.logger.record(exchange.event(time.monotonic(), sent))
+        self.backend.logger.record(exchange.event(self.monotonic(), sent))
         self.lifecycle.end()
 
 
 class Closing:
-    """The body of a response, counted as it goes out; tells at its end how many bytes it had."""
+    """A body whose length only its end tells: a stream, an export. Counts it as it goes out and tells when it is over."""
 
     def __init__(self, body: Iterable[bytes], over: Callable[[int], None]) -> None:
         self._body = body
@@ -103,9 +110,11 @@ class Closing:
             self._over(self._sent)
 
 
-def create_app(settings: Settings) -> Api:
+def create_app(
+    settings: Settings, *, clock: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+) -> Api:
     """The application that `settings` describe. Opens nothing; the first request does."""
-    app = Api(settings)
+    app = Api(settings, clock, monotonic)
     app.before_request(lambda: enter(app))
     app.register_error_handler(ApiError, answer_error)
     app.register_error_handler(HTTPException, answer_http_error)
@@ -239,15 +248,18 @@ def answer_defect(defect: Exception) -> Response:
 def __getattr__(name: str) -> Any:
     if name != "app":
         raise AttributeError(name)
-    app = create_app(_settings_or_exit())
+    with exit_on_bad_settings():
+        app = create_app(load_settings())
     app.lifecycle.drain_on_sigterm(app.backend.close)
     globals()["app"] = app
     return app
 
 
-def _settings_or_exit() -> Settings:
+@contextlib.contextmanager
+def exit_on_bad_settings() -> Iterator[None]:
+    """Settings that cannot be used end the process with status 2 and every problem on standard error."""
     try:
-        return load_settings()
+        yield
     except SettingsError as problem:
         print(problem, file=sys.stderr)
         raise SystemExit(2) from None
@@ -256,10 +268,9 @@ def _settings_or_exit() -> Settings:
 def main(argv: list[str] | None = None) -> int:
     """`python app.py`: serve with waitress until SIGTERM or Ctrl-C."""
     options = _options(argv)
-    settings = _settings_or_exit()
-    if options.offline:
-        return _serve_offline(settings)
-    return _serve(settings)
+    with exit_on_bad_settings():
+        settings = load_settings()
+        return _serve_offline(settings) if options.offline else _serve(settings)
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -282,11 +293,11 @@ def _serve_offline(settings: Settings) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    import waitress  # the server of `python app.py` alone
+    from waitress.server import create_server  # only `python app.py` brings its own server
 
     app = create_app(settings)
     app.lifecycle.drain_on_sigterm(app.backend.close)
-    server = waitress.create_server(
+    server = create_server(
         app,
         host=settings.host,
         port=settings.port,

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rate_limiter import Limit, parse_limits
 
 PROJECT = Path(__file__).resolve().parent
 MIB = 1024 * 1024
+DEFAULT_RATE_LIMITS = "60/minute;1000/hour"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _EMPTY_HAS_A_MEANING = frozenset({"rate_limits", "cors_origins"})
 
@@ -141,7 +142,7 @@ class Settings(BaseModel):
     )
     # Rate limits and client identity
     rate_limits: Annotated[tuple[Limit, ...], BeforeValidator(_limits)] = Field(
-        parse_limits("60/minute;1000/hour"), description="N/[K ]unit, several with ';'; empty = none"
+        parse_limits(DEFAULT_RATE_LIMITS), description="N/[K ]unit, several with ';'; empty = none"
     )
     rate_limit_cache_size: Count = Field(10_000, description="Clients whose windows are remembered")
     trusted_proxies: Annotated[int, Field(ge=0, le=16)] = Field(
@@ -204,12 +205,6 @@ class Settings(BaseModel):
         None, repr=False, description="redis://... to share cache and limits between processes; empty = each its own"
     )
 
-    @model_validator(mode="after")
-    def _both_prices_or_neither(self) -> Settings:
-        if (self.input_price_per_million is None) != (self.output_price_per_million is None):
-            raise ValueError("INPUT_PRICE_PER_MILLION and OUTPUT_PRICE_PER_MILLION go together: set both or neither")
-        return self
-
     def offline(self, endpoint: str) -> Settings:
         """These settings against a local emulator at `endpoint`: a dummy key, a model that says so, its own ledger."""
         database = f"sqlite:///{self.data_dir / 'offline.sqlite3'}"
@@ -232,7 +227,7 @@ class Settings(BaseModel):
         """Where the ledger is: a postgresql:// URL or the path of the SQLite file."""
         if self.database_url is None:
             return str(self.data_dir / "ledger.sqlite3")
-        return self.database_url.removeprefix("sqlite:///")
+        return str(self.database_url).removeprefix("sqlite:///")
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -241,17 +236,36 @@ class Settings(BaseModel):
         return tuple(filter(None, single)) + tuple(secret for _, secret in self.api_keys)
 
 
+def default_text(field: str) -> str:
+    """The default of a setting as one would write it in `.env`."""
+    default: object = Settings.model_fields[field].default
+    if default is None:
+        return ""
+    if field == "rate_limits":
+        return DEFAULT_RATE_LIMITS
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
 def load_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | None = PROJECT / ".env") -> Settings:
     """The settings of `environ` (default: the process's) over `env_file` (default: the project's `.env`, if it exists).
 
     Raises SettingsError with every problem in one text.
     """
     from_file = dotenv_values(env_file, interpolate=False) if env_file and env_file.is_file() else {}
-    texts = {**from_file, **(os.environ if environ is None else environ)}
+    given = dict(_given({**from_file, **(os.environ if environ is None else environ)}))
+    problems = list(_half_a_price(given))
     try:
-        return Settings.model_validate(dict(_given(texts)))
+        settings = Settings.model_validate(given)
     except ValidationError as error:
-        raise SettingsError(_all_problems(error)) from None
+        problems += map(_problem, error.errors(include_url=False, include_context=False, include_input=False))
+    if problems:
+        raise SettingsError("\n  ".join(("The settings cannot be used:", *dict.fromkeys(problems))))
+    return settings
+
+
+def _half_a_price(given: Mapping[str, str]) -> Iterator[str]:
+    if ("input_price_per_million" in given) != ("output_price_per_million" in given):
+        yield "INPUT_PRICE_PER_MILLION, OUTPUT_PRICE_PER_MILLION: must both be set, or neither"
 
 
 def _given(texts: Mapping[str, str | None]) -> list[tuple[str, str]]:
@@ -261,13 +275,6 @@ def _given(texts: Mapping[str, str | None]) -> list[tuple[str, str]]:
         for field, text in named
         if text or (field in _EMPTY_HAS_A_MEANING and texts.get(field.upper()) is not None)
     ]
-
-
-def _all_problems(error: ValidationError) -> str:
-    lines = [
-        _problem(problem) for problem in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
-    return "The settings cannot be used:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))
 
 
 def _problem(problem: Any) -> str:

@@ -207,6 +207,7 @@ class _Process:
         self._idle: deque[Connection] = deque()
         self._prepared = False
         self._closed = False
+        _rest_while_forking(weakref.ref(self), os.getpid())
 
     def prepare(self) -> None:
         """Have the writer make or migrate the tables, unless it has."""
@@ -236,9 +237,17 @@ class _Process:
         """Write what waits and let go of everything."""
         self._closed = True
         self.writer.close()
+        self._close_idle()
+        self._engine.close()
+
+    def rest(self) -> None:
+        """Have no connection open until the writer resumes, but for reads under way on other threads."""
+        self.writer.pause()
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         while self._idle:
             self._idle.pop().close()
-        self._engine.close()
 
     def _connection(self) -> Connection:
         if self._closed:
@@ -249,11 +258,33 @@ class _Process:
             return self._engine.connect(read_only=True)
 
 
+def _rest_while_forking(process: weakref.ref[_Process], owner: int) -> None:
+    """Have nothing open at the moment of a fork.
+
+    A child that inherits an open SQLite file believes it holds locks that it does not hold, and would lose commits
+    (sqlite.org/howtocorrupt.html, section 2.6).
+    """
+
+    def mine() -> _Process | None:
+        return process() if os.getpid() == owner else None
+
+    def before() -> None:
+        if (here := mine()) is not None:
+            here.rest()
+
+    def after() -> None:
+        if (here := mine()) is not None:
+            here.writer.resume()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=before, after_in_parent=after)
+
+
 class _Processes:
     """The `_Process` of whichever process asks, by its id.
 
-    A forked child gets one of its own: threads, locks and connections do not survive a fork, and what the parent has
-    queued the parent writes. The parent's is kept untouched, since closing its connections would disturb it.
+    A forked child gets one of its own: threads and locks do not survive a fork, and what the parent has queued the
+    parent writes.
     """
 
     def __init__(self, start: Callable[[], _Process]) -> None:

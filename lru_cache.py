@@ -67,8 +67,9 @@ class LRUCache(Generic[K, V]):
         if max_bytes is not None and weigh is None:
             raise ValueError("max_bytes needs weigh, the function that says how many bytes a value counts for")
         self._max_size = max_size
-        self._default_ttl = default_ttl
+        self._default_lifetime = inf if default_ttl is None else default_ttl
         self._max_bytes = max_bytes
+        self._most_bytes = inf if max_bytes is None else max_bytes
         self._weigh = weigh
         self._monotonic = monotonic
         self._lock = Lock()
@@ -83,17 +84,15 @@ class LRUCache(Generic[K, V]):
         """The value under `key`, now the one used last, or `default`; None and 0 are values like any other."""
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None:
-                self._misses += 1
-                return default
-            if self._monotonic() >= entry[1]:
+            if entry is not None:
+                if self._monotonic() < entry[1]:
+                    self._entries.move_to_end(key)
+                    self._hits += 1
+                    return entry[0]
                 self._discard(key)
                 self._expirations += 1
-                self._misses += 1
-                return default
-            self._entries.move_to_end(key)
-            self._hits += 1
-            return entry[0]
+            self._misses += 1
+            return default
 
     def peek(self, key: K) -> V | None:
         """The value under `key` or None, with nothing counted and nothing moved."""
@@ -108,20 +107,19 @@ class LRUCache(Generic[K, V]):
         under `key` goes all the same, since it is not the current one any more.
         """
         weight = self._weigh(value) if self._weigh is not None else 0
-        seconds = self._default_ttl if ttl is None else ttl
-        lifetime = inf if seconds is None else seconds
-        keep = lifetime > 0 and (self._max_bytes is None or weight <= self._max_bytes)
+        lifetime = self._default_lifetime if ttl is None else ttl
+        entries = self._entries
         with self._lock:
-            self._discard(key)
-            if not keep:
-                return
-            self._entries[key] = (value, self._monotonic() + lifetime, weight)
-            self._bytes += weight
-            while len(self._entries) > self._max_size or (
-                self._max_bytes is not None and self._bytes > self._max_bytes
-            ):
-                self._bytes -= self._entries.popitem(last=False)[1][2]
-                self._evictions += 1
+            former = entries.get(key)
+            if former is not None:
+                self._bytes -= former[2]
+                del entries[key]
+            if lifetime > 0 and weight <= self._most_bytes:
+                entries[key] = (value, self._monotonic() + lifetime, weight)
+                self._bytes += weight
+                while len(entries) > self._max_size or self._bytes > self._most_bytes:
+                    self._bytes -= entries.popitem(False)[1][2]
+                    self._evictions += 1
 
     def delete(self, key: K) -> bool:
         """Forget `key`; True when there was an entry, expired or not."""

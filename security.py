@@ -2,12 +2,12 @@
 
 Bodies are never looked at, so no prompt is ever a security event. Detection is an observation for the audit log and,
 with SECURITY_MODE=block, a refusal; the service does not rest on it: no caller's input reaches a file name, a shell, or
-SQL text. So where an attack and a question *about* an attack look alike, the question wins: a value that reads as prose is
-nobody's payload (`_is_prose`), and a single sign of SQL is not enough (`_sql_signs`).
+SQL text. So where an attack and a question *about* an attack look alike, the question wins: a sentence is nobody's
+payload (`_is_sentence`, `_is_about_code`), and one sign of SQL is not enough (`_sql_signs`).
 
 Pure but for `BurstDetector`, whose state is its own. Detection looks at `MAX_INSPECTED` characters at most of a path,
-query or user agent, decoded `MAX_DECODES` times at most, by patterns whose repeats are bounded: its time is
-linear in that. Of a longer one it looks at both ends, and says that it is long.
+query or user agent, decoded `MAX_DECODES` times at most, by patterns whose repeats are bounded: its time is linear in
+that. Of a longer one it looks at both ends, and says that it is long.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ HOSTILE_KINDS: Final = frozenset(
 )
 """What SECURITY_MODE=block refuses: attacks in paths and queries. User agents, length and bursts are only logged."""
 
-MAX_INSPECTED: Final = 4096
+MAX_INSPECTED: Final = 2048
 MAX_DECODES: Final = 3
 MAX_EVIDENCE: Final = 120
 MASK: Final = "[redacted]"
@@ -110,9 +110,9 @@ def _target_findings(
         found[OVERSIZED_TARGET] = Finding(OVERSIZED_TARGET, "low", f"{len(target)} characters")
     for text in texts:
         views = list(_decoded_views(_both_ends(text)))
-        prose = _is_prose(_canonical(views[-1]))
+        meant = _canonical(views[-1])
         for depth, view in enumerate(views):
-            hits = [hit for hit in _matches(view, rules, prose=prose) if hit.kind not in found]
+            hits = [hit for hit in _matches(view, rules, meant) if hit.kind not in found]
             found |= {hit.kind: hit for hit in hits}
             if hits and depth >= encoded_from:
                 found.setdefault(ENCODED_ATTACK, Finding(ENCODED_ATTACK, "high", hits[0].evidence))
@@ -145,7 +145,8 @@ def _decode(text: str) -> str:
     return unquote(text, errors="replace")
 
 
-def _matches(text: str, rules: tuple[_Rule, ...], *, prose: bool) -> Iterator[Finding]:
+def _matches(text: str, rules: tuple[_Rule, ...], meant: str) -> Iterator[Finding]:
+    """The findings in one decoded form; `meant` is the last form, by which a sentence is told from a payload."""
     if _RAW_CONTROL.search(text):
         header = _HEADER_SPLIT.search(text)
         if header:
@@ -154,7 +155,7 @@ def _matches(text: str, rules: tuple[_Rule, ...], *, prose: bool) -> Iterator[Fi
             yield Finding(ENCODED_ATTACK, "medium", _evidence(text))
     plain = _canonical(text)
     for rule in rules:
-        if (rule.even_in_prose or not prose) and (match := rule.find(plain)):
+        if (match := rule.find(plain)) and not (rule.spares and rule.spares(meant)):
             yield Finding(rule.kind, rule.severity, _evidence(plain, match))
 
 
@@ -167,35 +168,40 @@ def _canonical(text: str) -> str:
     return " ".join(text.split())
 
 
-def _is_prose(text: str) -> bool:
-    """Does this read as a sentence? Three plain words that belong to no query language will do, or a run of script
-    that is written without blanks (Chinese, Japanese, Thai).
-    """
-    words = 0
-    for match in _WORD.finditer(text):
-        word = match[0].lower()
-        if word.isascii():
-            words += word not in _CODE_WORDS
-        else:
-            words += max(1, len(word) - 1) if _UNSPACED.match(word) else 1
-        if words >= 3:
-            return True
-    return False
+def _is_sentence(text: str) -> bool:
+    """Three plain words that belong to no query language make a sentence, as does a word that asks, in front."""
+    return _plain_words(text, _CODE_WORDS) >= 3 or _ASKS.match(text) is not None
 
 
-_WORD: Final = re.compile(
-    r"(?<![^\s¿¡(])[^\W\d_]{2,}(?=[?!.,:;)]{0,3}(?:\s|$))|[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]{3,}"
+def _is_about_code(text: str) -> bool:
+    """Two plain words outside of any tag make a question about markup, files or commands."""
+    return _plain_words(_TAG.sub(" ", text), _COMMAND_WORDS) >= 2
+
+
+def _plain_words(text: str, ignored: frozenset[str]) -> int:
+    """How many words stand free in a text; each character of a script written without blanks counts for one."""
+    words = (word.lower() for word in _WORD.findall(text))
+    return sum(1 for word in words if word not in ignored) + len(_UNSPACED.findall(text))
+
+
+_ASKS: Final = re.compile(
+    r"(?:what|how|why|who|which|can|could|does|explain|describe|tell|write|please|translate|summari[sz]e|help) ",
+    re.IGNORECASE,
 )
+_TAG: Final = re.compile(r"<[^<>]{0,400}>?")
+_WORD: Final = re.compile(r"(?<![^\s¿¡(])[^\W\d_]{2,}(?=[?!.,:;)]{0,3}(?:\s|$))")
+# Thai, Lao, Japanese and Chinese.
 _UNSPACED: Final = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")
 _SPOKEN_BY_MACHINES: Final = """
 select from where union all distinct and or not xor null order by group having insert into values update set delete
 drop table database truncate alter create exec execute declare waitfor delay sleep like rlike then else end case when
 if as is in on between exists join left right inner outer limit offset asc desc cast convert char varchar int begin
-return procedure analyse shutdown cmd dir echo cat ls var function new script img src
+return procedure analyse shutdown
 user users username usernames password passwords passwd name id email admin administrator login accounts account
 members customers version information schema tables columns
 """
 _CODE_WORDS: Final = frozenset(_SPOKEN_BY_MACHINES.split())
+_COMMAND_WORDS: Final = frozenset({"cat", "ls", "id", "dir", "echo", "whoami", "ping", "curl", "wget", "uname", "var"})
 
 
 # Rules ----------------------------------------------------------------------------------------------------------------
@@ -203,12 +209,12 @@ _CODE_WORDS: Final = frozenset(_SPOKEN_BY_MACHINES.split())
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """One kind of attack and how it is seen in a decoded, canonical text."""
+    """One kind of attack, how it is seen in a decoded canonical text, and which texts are spared after all."""
 
     kind: str
     severity: Severity
     find: Callable[[str], re.Match[str] | None]
-    even_in_prose: bool = False
+    spares: Callable[[str], bool] | None = None
 
 
 def _pattern(*alternatives: str) -> Callable[[str], re.Match[str] | None]:
@@ -249,8 +255,9 @@ _script = _pattern(
     r"<[a-z!/][^<>]{0,300}[ /\"'+]on[a-z]{3,24} ?=",
     r"<[a-z][^<>]{0,300}= ?[\"']?(?:java ?script|vb ?script|data) ?:",
     r"<(?:meta|link|base)\b[^<>]{0,200}(?:http-equiv|href) ?=",
-    r"[\"'`][ />]{0,4}on(?:error|load|click|focus|blur|toggle|begin|start|mouse\w{2,8}|key\w{2,5}|pointer\w{2,8}) ?=",
-    r"(?:^|[\"'=(])(?:java ?script|vb ?script) ?:",
+    r"[\"'`][ />]{0,4}(?:[a-z]{1,20} ){0,2}"
+    r"on(?:error|load|click|focus|blur|toggle|begin|start|mouse\w{2,8}|key\w{2,5}|pointer\w{2,8}) ?=",
+    r"(?:^|[\"'=(])(?:java ?script|vb ?script) ?:(?! ?(?:void ?\(? ?0|;|$))",
     r"^data ?: ?text/html",
     r"[\"'`;)}][ ;)}/*+-]{0,6}(?:alert|confirm|prompt|eval|fetch)(?: ?\(|`|\.(?:call|apply))",
     r"[\"'`;)}][ ;)}/*+-]{0,6}(?:document|window|location)\.[a-z]{1,20} ?[=(.]",
@@ -266,6 +273,7 @@ _command = _pattern(
     r"\$\{(?:jndi|env|sys|lower|upper|::-|\$\{)",
     r"\(\) ?\{ ?:; ?\}",
     r"(?:\{\{|[$#]\{|<%=) ?['\"(]?\d+['\")]? ?\* ?['\"(]?\d+",
+    r"\{\{ ?(?:config|self|request|settings|cycler|lipsum)\b",
     r"__(?:class|globals|builtins|import|subclasses)__|constructor\.constructor|t\(java\.lang",
     r"<\?(?:php|=)|^(?:php|phar|expect|zip)://|<!(?:doctype|entity)[^<>]{0,100}\bsystem\b",
 )
@@ -273,7 +281,8 @@ _command = _pattern(
 _SQL_SIGNS: Final = tuple(
     re.compile(sign, re.IGNORECASE)
     for sign in (
-        r"['\"`][ )]{0,6}(?:(?:or|and|xor|div|mod|having|like|rlike|union|order|group|procedure)\b|\|\||&&|[;=<>+]|--|#)",
+        r"['\"`][ )]{0,6}(?:(?:or|and|xor|div|mod|having|like|rlike|union|order|group|procedure)\b"
+        r"|\|\||&&|[;=<>+]|--|#|/\*)",
         r"(?:\b(?:or|and|xor|having|where|not|when|if)\b|\|\||&&|\() ?[ (!~-]{0,6}(?:\d{1,12}|(['\"])[^'\"]{0,20}\1) ?"
         r"(?:=|<|>|!=|\blike\b|\bin\b|\bbetween\b) ?[('\"]{0,4}[\w]{0,20}",
         r"\b(?:or|and|xor)\b ?[ (!]{0,4}(?:true|false|not|exists|null|ascii|substr\w*|mid|length|user|version)\b",
@@ -283,8 +292,8 @@ _SQL_SIGNS: Final = tuple(
         r"(?:--|#|;|/\*|;%00)[ +-]{0,4}\w{0,6}$",
         r"\b(?:order|group) by \d{1,4}\b|\bhaving \d{1,4} ?=",
         r"\b(?:sleep|benchmark|pg_sleep|randomblob|randomuuid) ?\(|\bwaitfor delay\b|\bdbms_\w{2,20}\.",
-        r"\b(?:extractvalue|updatexml|load_file|xp_\w{3,20}|utl_\w{2,10}|group_concat|concat|concat_ws|char|chr|unhex) ?\("
-        r"|\bxp_cmdshell\b|\binto (?:out|dump)file\b",
+        r"\b(?:extractvalue|updatexml|load_file|xp_\w{3,20}|utl_\w{2,10}|group_concat|concat|concat_ws|char|chr"
+        r"|unhex) ?\(|\bxp_cmdshell\b|\binto (?:out|dump)file\b",
         r"\b(?:information_schema|sqlite_(?:master|schema)|pg_catalog|mysql\.user|sysobjects|all_tables)\b|@@\w{3}|\b0x[0-9a-f]{6,}",
         r"\( ?select\b|\bcase when\b",
         r"(?:null|\d{1,3}) ?,(?: ?(?:null|\d{1,3}|@@\w{1,20}|\w{1,20}\(\)) ?,?){2}",
@@ -325,12 +334,13 @@ _probe = _pattern(
 )
 
 _SCANNER: Final = re.compile(
-    r"sqlmap|nikto|nmap|masscan|zgrab|dirbuster|dirsearch|\bdirb\b|gobuster|feroxbuster|\bffuf\b|fuzz faster|wfuzz|wpscan"
-    r"|joomscan|droopescan|cmsmap|nuclei|projectdiscovery|acunetix|netsparker|invicti|nessus|openvas|greenbone|qualys"
-    r"|burp ?(?:suite|collaborator)?\b|\bzap\b|zaproxy|w3af|arachni|skipfish|whatweb|wapiti|webinspect|appscan|havij|commix"
-    r"|xsser|xsstrike|sqlninja|bsqlbf|fimap|metasploit|thc-hydra|mozilla/[45]\.0 \(hydra\)|jorgee|zmeu|morfeus|muieblackcat"
-    r"|l9explore|l9tcpid|leakix|jaeles|vulnerability.?scan|network.?scan|\bshodan\b|censysinspect|expanse, a palo alto"
-    r"|internetmeasurement|gobuster|golismero|paros/|\bvega/1|hello,? world$|\bscanner\b",
+    r"sqlmap|nikto|nmap|masscan|zgrab|dirbuster|dirsearch|\bdirb\b|gobuster|feroxbuster|\bffuf\b|fuzz faster|"
+    r"wfuzz|wpscan|joomscan|droopescan|cmsmap|nuclei|projectdiscovery|acunetix|netsparker|invicti|nessus|openvas|"
+    r"greenbone|qualys|burp ?(?:suite|collaborator)?\b|\bzap\b|zaproxy|w3af|arachni|skipfish|whatweb|wapiti|"
+    r"webinspect|appscan|havij|commix|xsser|xsstrike|sqlninja|bsqlbf|fimap|metasploit|thc-hydra|"
+    r"mozilla/[45]\.0 \(hydra\)|jorgee|zmeu|morfeus|muieblackcat|l9explore|l9tcpid|leakix|jaeles|"
+    r"vulnerability.?scan|network.?scan|\bshodan\b|censysinspect|expanse, a palo alto|internetmeasurement|"
+    r"gobuster|golismero|paros/|\bvega/1|hello,? world$|\bscanner\b",
     re.IGNORECASE,
 )
 _AGENT_PAYLOAD: Final = re.compile(
@@ -340,17 +350,17 @@ _AGENT_PAYLOAD: Final = re.compile(
 )
 
 _PATH_RULES: Final = (
-    _Rule(PATH_TRAVERSAL, "high", _traversal_in_path, even_in_prose=True),
-    _Rule(PROBING_PATH, "medium", _probe, even_in_prose=True),
-    _Rule(SCRIPT_INJECTION, "high", _script),
-    _Rule(COMMAND_INJECTION, "high", _command),
-    _Rule(SQL_INJECTION, "high", _sql_signs),
+    _Rule(PATH_TRAVERSAL, "high", _traversal_in_path),
+    _Rule(PROBING_PATH, "medium", _probe),
+    _Rule(SCRIPT_INJECTION, "high", _script, _is_about_code),
+    _Rule(COMMAND_INJECTION, "high", _command, _is_about_code),
+    _Rule(SQL_INJECTION, "high", _sql_signs, _is_sentence),
 )
 _QUERY_RULES: Final = (
-    _Rule(PATH_TRAVERSAL, "high", _traversal_in_value),
-    _Rule(SCRIPT_INJECTION, "high", _script),
-    _Rule(COMMAND_INJECTION, "high", _command),
-    _Rule(SQL_INJECTION, "high", _sql_signs),
+    _Rule(PATH_TRAVERSAL, "high", _traversal_in_value, _is_about_code),
+    _Rule(SCRIPT_INJECTION, "high", _script, _is_about_code),
+    _Rule(COMMAND_INJECTION, "high", _command, _is_about_code),
+    _Rule(SQL_INJECTION, "high", _sql_signs, _is_sentence),
 )
 
 
@@ -415,7 +425,7 @@ _BEGINS: Final = r"(?:(?<![a-z])|(?<=%[0-9a-f]{2}))"
 _SEPARATOR: Final = r"(?:\\?[\"']|%(?:25){0,2}2[27])?\s{0,4}(?:[:=]|%(?:25){0,2}3[ad])\s{0,4}"
 _QUOTED: Final = r"\"(?:[^\"\\\r\n]|\\.)*+\"?|'(?:[^'\\\r\n]|\\.)*+'?"
 _HEADER_SECRET: Final = re.compile(
-    rf"(?P<name>(?:authorization|cookie)(?:{_SEPARATOR}|[\"'],\s{{0,4}}))(?P<value>{_QUOTED}|[^\r\n\"'\s\[][^\r\n\"']*)",
+    rf"(?P<name>(?:authorization|cookie){_SEPARATOR})(?P<value>{_QUOTED}|[^\r\n\"'\s\[][^\r\n\"']*)",
     re.IGNORECASE,
 )
 _NAMED_SECRET: Final = re.compile(

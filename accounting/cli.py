@@ -60,14 +60,14 @@ class Progress:
         if self._terminal and self._monotonic() >= self._next_time:
             self._next_time = self._monotonic() + _QUIET_SECONDS
             self._unfinished = True
-            print(f"\r{rows:,} rows {self._done}", end="", file=self._stream, flush=True)
+            print(f"\rrows {self._done}: {rows:,}", end="", file=self._stream, flush=True)
         elif not self._terminal and rows >= self._next_rows:
             self._next_rows = rows - rows % _QUIET_ROWS + _QUIET_ROWS
-            print(f"{rows:,} rows {self._done}", file=self._stream, flush=True)
+            print(f"rows {self._done}: {rows:,}", file=self._stream, flush=True)
 
     def end(self, rows: int) -> None:
         """All is done: say how much, once."""
-        print(f"{chr(13) if self._unfinished else ''}{rows:,} rows {self._done}", file=self._stream, flush=True)
+        print(f"{chr(13) if self._unfinished else ''}rows {self._done}: {rows:,}", file=self._stream, flush=True)
 
     def counted(self, rows: Iterable[T]) -> Iterator[T]:
         """The same rows, shown as they pass and at the end."""
@@ -131,7 +131,9 @@ def _parser() -> argparse.ArgumentParser:
 def _command(
     commands: Any, name: str, meaning: str, run: Callable[[argparse.Namespace], None]
 ) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=meaning, description=meaning.capitalize() + ".")
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}."
+    )
     command.add_argument("--database", metavar="FILE|URL", help="another ledger than that of the settings")
     command.set_defaults(run=run)
     return command
@@ -158,8 +160,8 @@ def _days(text: str) -> int:
 def _export(options: argparse.Namespace) -> None:
     with _ledger(options) as ledger:
         progress = Progress(sys.stderr, "exported")
-        rows = ledger.export(0.0 if options.from_ is None else options.from_, options.to or LATEST)
-        chunks = EXPORTERS[options.format](progress.counted(rows))
+        rows = progress.counted(ledger.export(*_range(options)))
+        chunks = EXPORTERS[options.format](rows)
         if options.output == "-":
             _write_out(chunks)
         else:
@@ -167,12 +169,16 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from_, to = options.from_, options.to
-    if from_ is None and to is None:
-        tomorrow = time.time() // _DAY * _DAY + _DAY
-        from_, to = tomorrow - options.days * _DAY, tomorrow
+    tomorrow = time.time() // _DAY * _DAY + _DAY
+    if options.from_ is None and options.to is None:
+        options.from_ = tomorrow - options.days * _DAY
     with _ledger(options) as ledger:
-        _write_out(line + "\n" for line in report(ledger, from_ or 0.0, to or time.time()))
+        _write_out(line + "\n" for line in report(ledger, *_range(options, latest=tomorrow)))
+
+
+def _range(options: argparse.Namespace, latest: float = LATEST) -> tuple[float, float]:
+    from_ = 0.0 if options.from_ is None else options.from_
+    return from_, latest if options.to is None else options.to
 
 
 def _prune(options: argparse.Namespace) -> None:
@@ -180,7 +186,7 @@ def _prune(options: argparse.Namespace) -> None:
     before = time.time() - days * _DAY
     with _ledger(options) as ledger:
         if options.dry_run:
-            _write_out([f"{ledger.count_before(before):,} rows are older than {days:g} days\n"])
+            _write_out([f"rows older than {days:g} days: {ledger.count_before(before):,}\n"])
             return
         progress = Progress(sys.stderr, "removed")
         progress.end(ledger.prune(before, progress=progress.show))

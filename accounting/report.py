@@ -36,7 +36,7 @@ def report(ledger: Ledger, from_: float, to: float) -> Iterator[str]:
 
 
 def _dearest(groups: Sequence[UsageGroup]) -> list[UsageGroup]:
-    ordered = sorted(groups, key=lambda group: (-group.cost, -group.requests, group.key))
+    ordered = sorted(groups, key=lambda group: (-group.cost, -group.saved, group.key))
     shown, rest = ordered[:LINES_A_TABLE], ordered[LINES_A_TABLE:]
     return [*shown, _sum(rest, f"{len(rest):,} others")] if rest else shown
 

@@ -78,7 +78,7 @@ class Lines:
         trace = f',"trace_id":{self._id(event.trace_id)}' if event.trace_id else ""
         return (
             f'{{"timestamp":"{_rfc3339(event.timestamp)}","request_id":{self._id(event.request_id)}'
-            f',"client":{self._name(event.client)}{trace},"method":{self._name(event.method)}'
+            f',"client":{self._name(event.client)}{trace},"method":{self._name(event.method[: self._kept])}'
             f',"path":{self._text(event.path[: self._kept])},"status":{event.status},"task":{self._name(event.task)}'
             f',"model":{self._name(event.model)},"cached":{_flag(event.cached)}'
             f',"duration_ms":{event.duration * 1e3:.3f}'
@@ -148,7 +148,9 @@ class Lines:
         if prompt is None:
             return ""
         digest = blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=12, key=self._prompt_key).hexdigest()
-        measured = f',"prompt_chars":{len(prompt)},"prompt_hash":"{digest}","answer_chars":{len(answer or "")}'
+        measured = f',"prompt_chars":{len(prompt)},"prompt_hash":"{digest}"'
+        if answer is not None:
+            measured += f',"answer_chars":{len(answer)}'
         if self._prompts == "off":
             return measured
         return f'{measured},"prompt":{self._excerpt(prompt)},"answer":{self._excerpt(answer)}'

@@ -128,23 +128,19 @@ class Retrier:
                 return attempt(number)
             except UpstreamFailure as failure:
                 pause = self._pause(failure, number)
-                if (once_used and failure.retry is Retry.ONCE) or not self._may_retry(failure, number, pause, deadline):
-                    failure.retry_after = failure.wait or failure.retry_after
+                useless = failure.retry is Retry.NEVER or (failure.retry is Retry.ONCE and once_used)
+                if useless or not self._may_retry(number, pause, deadline) or self._wait(pause):
+                    if failure.wait is not None:
+                        failure.retry_after = failure.wait
                     raise
                 once_used = once_used or failure.retry is Retry.ONCE
-                if self._wait(pause):
-                    raise
-        raise AssertionError("unreachable")
+        raise AssertionError("attempts are counted without end")
 
     def _pause(self, failure: UpstreamFailure, number: int) -> float:
         if failure.wait is not None:
             return failure.wait * (1 + SPREAD * self._random())
         return self._random() * min(CAP_SECONDS, BASE_SECONDS * 2.0 ** (number - 1))
 
-    def _may_retry(self, failure: UpstreamFailure, number: int, pause: float, deadline: float) -> bool:
-        return (
-            failure.retry is not Retry.NEVER
-            and number < self._max_attempts
-            and self._monotonic() + pause < deadline
-            and self._budget.take_retry()
-        )
+    def _may_retry(self, number: int, pause: float, deadline: float) -> bool:
+        """Asks the budget last, so that only a retry which is made is counted."""
+        return number < self._max_attempts and self._monotonic() + pause < deadline and self._budget.take_retry()

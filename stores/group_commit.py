@@ -66,6 +66,7 @@ class GroupCommit:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._connection: Connection | None = None
+        self._working = threading.Lock()  # held by the writer only, but for `pause`
         self._error: str | None = None
         self._next_sweep = -inf
 
@@ -115,6 +116,15 @@ class GroupCommit:
         if thread is not None:
             thread.join()
 
+    def pause(self) -> None:
+        """Wait for the transaction under way, close the connection, and begin nothing before `resume`."""
+        self._working.acquire()
+        self._disconnect()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._working.release()
+
     def _put(self, item: _Operation | _Signal) -> None:
         """Under the lock, so that nothing is queued behind _STOP, where nobody would find it."""
         with self._lock:
@@ -133,7 +143,8 @@ class GroupCommit:
         stopping = False
         while not stopping:
             operations, stopping = self._gather()
-            self._write(operations, self._take_hits())
+            with self._working:
+                self._write(operations, self._take_hits())
         while self._hits and self._error is None:
             self._write([], self._take_hits())
         self._drop(len(self._hits))
@@ -214,9 +225,9 @@ class GroupCommit:
 
     def _failed(self, error: Exception, operations: list[_Operation], hits: list[Hit]) -> None:
         if isinstance(error, LedgerUnavailable) or self._engine.unavailable(error):
-            self._error = type(error).__name__
             self._disconnect()
             self._put_back(hits)
+            self._error = type(error).__name__
             for operation in operations:
                 _tell(operation, error if isinstance(error, LedgerTooNew) else LedgerUnavailable())
         elif len(operations) + len(hits) > 1:  # one of them cannot be written; the others shall not suffer for it

@@ -17,7 +17,7 @@ from stores.engine import Row, Value
 Sync = Literal["full", "normal", "off"]
 
 BUSY_SECONDS = 5.0
-SWITCH_TRIES = 50
+SWITCH_PAUSE_SECONDS = 0.02
 WAL_LIMIT_BYTES = 64 * 1024 * 1024
 
 _UNAVAILABLE = frozenset(
@@ -119,14 +119,15 @@ class SQLiteEngine:
 
 
 def _into_wal_mode(raw: sqlite3.Connection) -> None:
-    """The switch needs the file alone for a moment and does not honour the busy time-out, so a new file is retried."""
-    for left in reversed(range(SWITCH_TRIES)):
+    """The switch needs a new file alone for a moment and may fail at once, so it is tried again for a while."""
+    end = time.monotonic() + BUSY_SECONDS
+    while True:
         try:
             raw.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or not left:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= end:
                 raise
-            time.sleep(BUSY_SECONDS / SWITCH_TRIES)
+            time.sleep(SWITCH_PAUSE_SECONDS)
         else:
             return
 

@@ -194,7 +194,13 @@ class TestExportCommand:
         range_ = ("--from", "2026-11-22T12:00:00Z", "--to", str(int(NOON)))
         status, out, err = run(capsys, "export", "--database", database, "--format", "jsonl", *range_)
         assert (status, [json.loads(line)["request_id"] for line in out.splitlines()]) == (0, ["r-1"])
-        assert err == "1 rows exported\n"
+        assert err == "rows exported: 1\n"
+
+    def test_zero_is_a_time(self, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """`--to 0` is the beginning of 1970 and not the end of all days."""
+        status, out, _ = run(capsys, "export", "--database", database, "--format", "jsonl", "--to", "0")
+        assert (status, out) == (0, "")
+        assert "Nothing was recorded" in run(capsys, "report", "--database", database, "--to", "0")[1]
 
     def test_a_file_is_written_whole(self, database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """The folder is made, the sums are right, and nothing unfinished is left beside the file."""
@@ -308,10 +314,10 @@ class TestPruneCommand:
         ledger.close()
         assert run(capsys, "prune", "--database", database, "--days", "9", "--dry-run") == (
             0,
-            "3 rows are older than 9 days\n",
+            "rows older than 9 days: 3\n",
             "",
         )
-        assert run(capsys, "prune", "--database", database, "--days", "9") == (0, "", "3 rows removed\n")
+        assert run(capsys, "prune", "--database", database, "--days", "9") == (0, "", "rows removed: 3\n")
         assert run(capsys, "export", "--database", database, "--format", "jsonl")[1] == ""
         ledger = open_ledger(database)
         assert (ledger.totals().requests, ledger.totals().cost) == (3, 555_000)
@@ -332,7 +338,7 @@ class TestProgress:
             progress.show(rows)
             clock.advance(0.3)
         progress.end(4)
-        assert stream.getvalue() == "\r3 rows exported\r4 rows exported\n"
+        assert stream.getvalue() == "\rrows exported: 3\rrows exported: 4\n"
 
     def test_a_log_hears_of_every_hundred_thousand_rows(self) -> None:
         """A file is not filled with carriage returns."""
@@ -341,7 +347,7 @@ class TestProgress:
         for rows in (99_000, 150_000, 180_000, 200_000):
             progress.show(rows)
         progress.end(200_001)
-        assert stream.getvalue() == "150,000 rows removed\n200,000 rows removed\n200,001 rows removed\n"
+        assert stream.getvalue() == "rows removed: 150,000\nrows removed: 200,000\nrows removed: 200,001\n"
 
 
 @pytest.fixture

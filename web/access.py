@@ -321,8 +321,8 @@ class ClientResolver:
             self._header_judged = True
         if not forwarded_for:
             self._on_problem(
-                f"TRUSTED_PROXIES is {self._hops}, but a request came without X-Forwarded-For and counts as its peer's. "
-                "If the proxies do send it, waitress-serve needs --no-clear-untrusted-proxy-headers to pass it on."
+                f"TRUSTED_PROXIES is {self._hops}, but a request came without X-Forwarded-For and counts as its peer's."
+                " If the proxies do send it, waitress-serve needs --no-clear-untrusted-proxy-headers to pass it on."
             )
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from accounting.prices import NANO, PriceTable, SpendMeter
 from accounting.till import Till
 from accounting.tokens import DriftMeter, TokenCounter
-from config import Settings
+from config import Settings, SettingsError
 from enhanced_logging import RequestLogger
 from gemini_wrapper import Gemini
 from ledger import SERVICE_SCOPE, Budget, key_scope, open_ledger
@@ -36,8 +37,16 @@ class Backend:
     completions: Completions
     admission: Admission
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.settings = settings
+        self.clock = clock
+        self.monotonic = monotonic
         self.logger = RequestLogger(
             settings.log_dir,
             max_bytes=settings.log_max_bytes,
@@ -54,8 +63,8 @@ class Backend:
             on_problem=self._reporter("api_keys_file"),
         )
         self.clients = ClientResolver(settings.trusted_proxies, self._reporter("trusted_proxies"))
-        self.rate_limit_cache = RateLimitCache(settings.rate_limit_cache_size)
-        self.limiter = RateLimiter(self.rate_limit_cache)
+        self.rate_limit_cache = RateLimitCache(settings.rate_limit_cache_size, monotonic=monotonic)
+        self.limiter = RateLimiter(self.rate_limit_cache, monotonic=monotonic)
         self.journal = ResponseJournal(
             settings.cache_dir, max_bytes=4 * settings.response_cache_max_bytes, warn=self._reporter("response_cache")
         )
@@ -65,13 +74,15 @@ class Backend:
             max_bytes=settings.response_cache_max_bytes,
             stale_seconds=settings.response_cache_stale_seconds,
             journal=self.journal,
+            clock=clock,
+            monotonic=monotonic,
         )
-        self.ledger = open_ledger(settings.ledger_location, sync=settings.ledger_sync)
+        self.ledger = open_ledger(settings.ledger_location, sync=settings.ledger_sync, clock=clock, monotonic=monotonic)
         self.spend = SpendMeter()
         self.counter = TokenCounter()
         self.drift = DriftMeter(self.counter.count_tokens)
         self.prices = _prices(settings)
-        self.breaker = CircuitBreaker()
+        self.breaker = CircuitBreaker(monotonic=monotonic)
         self.model = _model(settings)
         self.threads: int | None = None
         self._service_budgets = _service_budgets(settings)
@@ -104,12 +115,26 @@ class Backend:
             self.settings.gemini_model,
             self.model,
             self.cache,
-            Till(self.ledger, self.prices, self.counter, self.spend, self.drift),
+            Till(
+                self.ledger,
+                self.prices,
+                self.counter,
+                self.spend,
+                self.drift,
+                clock=self.clock,
+                monotonic=self.monotonic,
+            ),
             admission=self.admission,
             breaker=self.breaker,
-            retrier=Retrier(max_attempts=self.settings.gemini_max_attempts, budget=RetryBudget()),
+            retrier=Retrier(
+                max_attempts=self.settings.gemini_max_attempts,
+                budget=RetryBudget(monotonic=self.monotonic),
+                monotonic=self.monotonic,
+            ),
             pool=pool,
             key_scoped=self.settings.cache_scope == "key",
+            clock=self.clock,
+            monotonic=self.monotonic,
         )
 
     def _warm_up(self) -> None:
@@ -149,7 +174,10 @@ def _model(settings: Settings) -> Gemini | None:
 
 def _prices(settings: Settings) -> PriceTable:
     if settings.input_price_per_million is None or settings.output_price_per_million is None:
-        return PriceTable.load(settings.prices_file)
+        try:
+            return PriceTable.load(settings.prices_file)
+        except (OSError, ValueError) as problem:
+            raise SettingsError(f"The settings cannot be used:\n  PRICES_FILE: {problem}") from None
     return PriceTable.fixed(settings.input_price_per_million, settings.output_price_per_million)
 
 

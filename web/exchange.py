@@ -31,6 +31,7 @@ class Exchange:
         "findings",
         "job",
         "key",
+        "length",
         "pending",
         "request_id",
         "started",
@@ -49,6 +50,7 @@ class Exchange:
         self.request_id = headers.request_id(environ.get("HTTP_X_REQUEST_ID"))
         self.trace_id = headers.trace_id(environ.get("HTTP_TRACEPARENT"))
         self.status = 0
+        self.length: int | None = None
         self.key: ApiKey | None = None
         self.task: Task | None = None
         self.job: Job | None = None

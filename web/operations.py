@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from flask import Flask, Response, jsonify
@@ -20,7 +19,7 @@ def register(app: Flask, backend: Backend, lifecycle: Lifecycle) -> None:
     """Add the routes to `app`."""
 
     def health() -> Response:
-        return jsonify(status="healthy", timestamp=time.time())
+        return jsonify(status="healthy", timestamp=backend.clock())
 
     def ready() -> tuple[Response, int]:
         checks = readiness(backend, lifecycle)
@@ -62,7 +61,7 @@ def _check(holds: bool, reason: str, otherwise: str = "fail") -> dict[str, Any]:
 def statistics(backend: Backend) -> dict[str, Any]:
     """The body of /stats: the documented keys, and more beside them."""
     backend.ledger.flush()
-    now = time.time()
+    now = backend.clock()
     totals, cache = backend.ledger.totals(), backend.cache.get_stats()
     return {
         "cache_stats": {**cache, "cache_hit_ratio": cache["hit_ratio"]},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, get_args
 
@@ -28,7 +27,7 @@ def register(app: Flask, backend: Backend) -> None:
 
     def usage() -> Response:
         group_by: Any = _choice("group_by", get_args(GroupBy), "day")
-        to = _moment("to", time.time())
+        to = _moment("to", backend.clock())
         from_ = _moment("from", max(0.0, to - DEFAULT_PERIOD))
         backend.ledger.flush()
         groups = backend.ledger.usage(from_, to, group_by)

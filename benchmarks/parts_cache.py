@@ -1,0 +1,277 @@
+"""LRUCache and RateLimiter beside the libraries `cachetools` and `limits`, on the same traces, and their growth.
+
+    python -m benchmarks.parts_cache            all of it, a few minutes
+    python -m benchmarks.parts_cache --smoke    that it runs, a few seconds
+
+Contenders take turns within each round; the figure is the median of the rounds. A cache operation is a look-up and,
+after a miss, a store. A rate check is one limit of 60 a minute unless the row says otherwise; beside `limits`, which
+tells the remaining calls only when asked once more, ours has told them already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from statistics import median
+from threading import Barrier, Lock, Thread
+from typing import Any
+
+from lru_cache import LRUCache, RateLimitCache, ResponseCache, StoredAnswer
+from rate_limiter import RateLimiter, parse_limits
+
+CACHE_SIZE = 1_000
+CLIENTS = 10_000
+THREADS = (1, 8)
+Operation = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is measured."""
+
+    operations: int
+    rounds: int
+    growth: tuple[int, ...]
+    probes: int
+
+
+FULL = Scale(operations=100_000, rounds=7, growth=(100, 1_000, 10_000, 100_000, 1_000_000), probes=50_000)
+SMOKE = Scale(operations=800, rounds=1, growth=(100, 1_000), probes=200)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One comparison: operations a second of each contender, ours first."""
+
+    trace: str
+    threads: int
+    rates: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Microseconds of one operation at a number of entries or clients."""
+
+    size: int
+    look_up: float
+    rate_check: float
+
+
+def zipf(keys: int, length: int, *, exponent: float = 1.0, seed: int = 1) -> list[str]:
+    """A trace in which the n-th key comes up in proportion to 1 / n**exponent."""
+    weights = accumulate(1 / rank**exponent for rank in range(1, keys + 1))
+    picks = random.Random(seed).choices(range(keys), cum_weights=list(weights), k=length)
+    return [f"key-{pick}" for pick in picks]
+
+
+def scan(keys: int, length: int) -> list[str]:
+    """A trace that goes through the keys again and again."""
+    names = [f"key-{number}" for number in range(keys)]
+    return (names * (length // keys + 1))[:length]
+
+
+def mixed(keys: int, length: int) -> list[str]:
+    """Stretches of Zipf and of scan by turns."""
+    popular, passing, stretch = zipf(keys, length), scan(keys, length), max(length // 20, 1)
+    parts = ((popular, passing)[number % 2][at : at + stretch] for number, at in enumerate(range(0, length, stretch)))
+    return [key for part in parts for key in part]
+
+
+def traces(keys: int, length: int) -> dict[str, list[str]]:
+    """The three traces over so many keys."""
+    return {"Zipf 1.0": zipf(keys, length), "scan": scan(keys, length), "mixed": mixed(keys, length)}
+
+
+# The contenders, each made anew for every round
+
+
+def our_cache() -> Operation:
+    """LRUCache as the service uses it: bounded by entries and by bytes, with TTL."""
+    cache = LRUCache[str, str](CACHE_SIZE, 3600, max_bytes=1 << 30, weigh=len)
+
+    def use(key: str) -> None:
+        if cache.get(key) is None:
+            cache.put(key, key)
+
+    return use
+
+
+def locked(cache: Any) -> Operation:
+    """A cachetools cache with the lock that its documentation asks for."""
+    lock = Lock()
+
+    def use(key: str) -> None:
+        with lock:
+            value = cache.get(key)
+        if value is None:
+            with lock:
+                cache[key] = key
+
+    return use
+
+
+def their_ttl_cache() -> Operation:
+    """cachetools.TTLCache and a lock."""
+    from cachetools import TTLCache
+
+    return locked(TTLCache(CACHE_SIZE, 3600))
+
+
+def their_lru_cache() -> Operation:
+    """cachetools.LRUCache, which has no TTL, and a lock."""
+    from cachetools import LRUCache as TheirLRUCache
+
+    return locked(TheirLRUCache(CACHE_SIZE))
+
+
+def our_limiter(text: str = "60/minute") -> Operation:
+    """RateLimiter: admission, remaining, reset and wait in one call."""
+    limiter, limits = RateLimiter(RateLimitCache(CLIENTS)), parse_limits(text)
+    return lambda client: limiter.hit(client, limits)
+
+
+def their_limiter(strategy: str, *texts: str, stats: bool = False) -> Operation:
+    """A strategy of `limits` on its memory storage; with `stats` it is asked for the remaining calls too."""
+    from limits import parse, storage, strategies
+
+    limiter = getattr(strategies, strategy)(storage.MemoryStorage())
+    items = [parse(text) for text in texts or ("60/minute",)]
+
+    def check(client: str) -> None:
+        for item in items:
+            limiter.hit(item, client)
+            if stats:
+                limiter.get_window_stats(item, client)
+
+    return check
+
+
+CACHES: dict[str, Callable[[], Operation]] = {
+    "LRUCache": our_cache,
+    "cachetools.TTLCache": their_ttl_cache,
+    "cachetools.LRUCache": their_lru_cache,
+}
+LIMITERS: dict[str, Callable[[], Operation]] = {
+    "RateLimiter": our_limiter,
+    "limits moving": lambda: their_limiter("MovingWindowRateLimiter"),
+    "limits sliding": lambda: their_limiter("SlidingWindowCounterRateLimiter"),
+}
+LIMITERS_OF_THE_SERVICE: dict[str, Callable[[], Operation]] = {
+    "RateLimiter": lambda: our_limiter("60/minute;1000/hour"),
+    "limits moving": lambda: their_limiter("MovingWindowRateLimiter", "60/minute", "1000/hour", stats=True),
+    "limits sliding": lambda: their_limiter("SlidingWindowCounterRateLimiter", "60/minute", "1000/hour", stats=True),
+}
+
+
+# The measuring
+
+
+def seconds(operation: Operation, trace: Sequence[str], threads: int) -> float:
+    """How long `threads` threads take for the trace, dealt out among them."""
+    start, end = Barrier(threads + 1), Barrier(threads + 1)
+
+    def work(keys: Sequence[str]) -> None:
+        start.wait()
+        for key in keys:
+            operation(key)
+        end.wait()
+
+    workers = [Thread(target=work, args=(trace[number::threads],)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    start.wait()
+    begun = time.perf_counter()
+    end.wait()
+    elapsed = time.perf_counter() - begun
+    for worker in workers:
+        worker.join()
+    return elapsed
+
+
+def compare(contenders: dict[str, Callable[[], Operation]], keys: int, scale: Scale) -> Iterator[Row]:
+    """Each trace with each number of threads, the contenders taking turns."""
+    for name, trace in traces(keys, scale.operations).items():
+        for threads in THREADS:
+            rates: dict[str, list[float]] = {contender: [] for contender in contenders}
+            for _ in range(scale.rounds):
+                for contender, make in contenders.items():
+                    rates[contender].append(len(trace) / seconds(make(), trace, threads))
+            yield Row(name, threads, {contender: median(measured) for contender, measured in rates.items()})
+
+
+def growth(scale: Scale) -> Iterator[Growth]:
+    """The time of a look-up that hits and of a rate check, in tables that are full, for each size."""
+    limits = parse_limits("60/minute;1000/hour")
+    answer = StoredAnswer(b"{}", 1, 1, 1, "model", "stop", 0.0)
+    for size in scale.growth:
+        keys = [number.to_bytes(20, "big") for number in range(size)]
+        cache = ResponseCache(size, 3600)
+        limiter = RateLimiter(RateLimitCache(size))
+        for key in keys:
+            cache.store(key, answer)
+            limiter.hit(key.hex(), limits)
+        # The same few hundred, wherever they lie: what is measured is the work, not the processor's caches.
+        probes = random.Random(size).sample(keys, min(size, 200)) * (scale.probes // min(size, 200) + 1)
+        clients = [key.hex() for key in probes]
+        yield Growth(
+            size,
+            fastest(cache.look_up, probes) * 1e6,
+            fastest(lambda client: limiter.hit(client, limits), clients) * 1e6,  # noqa: B023 - called at once
+        )
+
+
+def fastest(operation: Callable[[Any], object], arguments: Sequence[Any], rounds: int = 5) -> float:
+    """Seconds of one call, in the best of the rounds."""
+    best = float("inf")
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        for argument in arguments:
+            operation(argument)
+        best = min(best, time.perf_counter() - begun)
+    return best / len(arguments)
+
+
+def table_of(title: str, rows: Iterator[Row]) -> Iterator[str]:
+    """Markdown: operations a second, and how many times the best of the others ours is."""
+    yield f"\n### {title}, operations a second\n"
+    for number, row in enumerate(rows):
+        ours, *others = row.rates.values()
+        if number == 0:
+            yield f"| trace | threads | {' | '.join(row.rates)} | ahead of the best other |"
+            yield "|---|---:|" + "---:|" * (len(row.rates) + 1)
+        figures = " | ".join(f"{rate:,.0f}" for rate in row.rates.values())
+        yield f"| {row.trace} | {row.threads} | {figures} | {ours / max(others):.2f} |"
+
+
+def table_of_growth(rows: Iterator[Growth]) -> Iterator[str]:
+    """Markdown: microseconds at each size."""
+    yield "\n### Growth, microseconds\n"
+    yield "| entries, clients | look-up that hits | rate check, two windows |"
+    yield "|---:|---:|---:|"
+    for row in rows:
+        yield f"| {row.size:,} | {row.look_up:.2f} | {row.rate_check:.2f} |"
+
+
+def tables(scale: Scale = FULL) -> Iterator[str]:
+    """All tables, line by line as they are measured."""
+    yield from table_of("Caches of 1,000 entries, 10,000 keys", compare(CACHES, 10 * CACHE_SIZE, scale))
+    yield from table_of("Rate limiters, 60 a minute, 5,000 clients", compare(LIMITERS, CLIENTS // 2, scale))
+    title = "Rate limiters, 60 a minute and 1,000 an hour with the remaining calls, 5,000 clients"
+    yield from table_of(title, compare(LIMITERS_OF_THE_SERVICE, CLIENTS // 2, scale))
+    yield from table_of_growth(growth(scale))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.parts_cache", description=__doc__.split("\n")[0])
+    parser.add_argument("--smoke", action="store_true", help="show that it runs, in seconds")
+    for line in tables(SMOKE if parser.parse_args(argv).smoke else FULL):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,709 @@
+"""One plain call to Gemini, at the wire: what each answer and each fault becomes, on time and in our own words."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+import gemini_wrapper
+from config import Settings
+from errors import (
+    ApiError,
+    ContentBlocked,
+    InvalidRequest,
+    MaxOutputTokensTooSmall,
+    ModelUnavailable,
+    NotConfigured,
+    Retry,
+    UpstreamAuthFailed,
+    UpstreamError,
+    UpstreamFailure,
+    UpstreamInvalidAnswer,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from gemini_wrapper import Gemini
+from tasks import Answer, FinishReason, Instruction, TokenUsage
+from tests.scripted_gemini import (
+    PER_DAY,
+    PER_MINUTE,
+    ScriptedGemini,
+    Step,
+    after,
+    blocked_prompt,
+    cut,
+    drip,
+    empty_body,
+    empty_object,
+    finished,
+    garbage,
+    hang,
+    invalid_key,
+    no_candidates,
+    no_usage,
+    slow_headers,
+    status,
+    stream,
+    text,
+    usage,
+    wrong_content_type,
+)
+
+KEY = "AIza-a-key-that-nobody-may-see"
+MODEL = "gemini-2.5-flash-lite"
+ASK = Instruction("Say hello.", 0.7, 2048)
+SHORT, SLACK = 0.3, 0.15
+"""Seconds until a call that hangs is ended, and how much later than that it may return."""
+
+Client = Callable[..., Gemini]
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    """Makes clients of a scripted Gemini, or of any URL, and closes them."""
+    made: list[Gemini] = []
+
+    def make(server: ScriptedGemini | str, **options: int) -> Gemini:
+        endpoint = server if isinstance(server, str) else server.url
+        made.append(Gemini(api_key=KEY, model=MODEL, endpoint=endpoint, **options))
+        return made[-1]
+
+    yield make
+    for gemini in made:
+        gemini.close()
+
+
+def ask(gemini: Gemini, instruction: Instruction = ASK, *, seconds: float = 10.0) -> Answer:
+    return gemini.generate(instruction, deadline=time.monotonic() + seconds)
+
+
+def answer_to(client: Client, step: Step) -> Answer:
+    with ScriptedGemini(step) as server:
+        return ask(client(server))
+
+
+def failure_of(client: Client, step: Step, *, seconds: float = 10.0) -> UpstreamFailure:
+    with ScriptedGemini(step) as server, pytest.raises(UpstreamFailure) as raised:
+        ask(client(server), seconds=seconds)
+    assert server.count == 1
+    return raised.value
+
+
+# What is asked
+
+
+def test_the_instruction_is_sent_as_it_is(client: Client) -> None:
+    """Prompt, system instruction, temperature and limit arrive unchanged, the key in its header and not in the URL."""
+    prompt = 'Ünïcode, "quotes",\nnewlines and 🎈 <|endoftext|>'
+    with ScriptedGemini() as server:
+        ask(client(server), Instruction(prompt, 0.25, 77, system="Be brief."))
+        (call,) = server.calls
+    assert (call.method, call.model, call.prompt, call.system) == ("generateContent", MODEL, prompt, "Be brief.")
+    assert (call.temperature, call.max_output_tokens, call.labels) == (0.25, 77, ())
+    assert call.headers["x-goog-api-key"] == KEY
+
+
+def test_labels_constrain_the_answer(client: Client) -> None:
+    """Labels go as an enum schema, whatever characters they have."""
+    labels = ("a,b", 'with "quotes"', "new\nline", "🎈")
+    with ScriptedGemini() as server:
+        ask(client(server), Instruction("text", 0.0, 100, labels=labels))
+        (call,) = server.calls
+    assert call.labels == labels
+    assert json.loads(call.raw)["generationConfig"]["responseMimeType"] == "text/x.enum"
+
+
+def test_a_tuned_model_keeps_its_path() -> None:
+    """A model named with its collection is asked under that name."""
+    sent = []
+    with ScriptedGemini(lambda server, call: sent.append(call) or text("x")(server, call)) as server:  # type: ignore[func-returns-value]
+        with Gemini(api_key=KEY, model=f"models/{MODEL}", endpoint=server.url + "/") as gemini:
+            ask(gemini)
+    assert sent[0].model == MODEL
+
+
+# What is answered
+
+
+def test_an_answer_has_text_model_and_usage(client: Client) -> None:
+    """The plain case."""
+    assert answer_to(client, text("Hello to you")) == Answer("Hello to you", MODEL, TokenUsage(3, 3), FinishReason.STOP)
+
+
+def test_an_answer_that_speaks_of_errors_is_an_answer(client: Client) -> None:
+    """Failures are told by status and structure, never by words."""
+    said = '429 rate limit RESOURCE_EXHAUSTED {"error": {"code": 503}, "thought": true}'
+    assert answer_to(client, text(said)).text == said
+
+
+def test_thinking_is_output_and_cached_input_is_input(client: Client) -> None:
+    """Output is the total less the prompt; the prompt includes its cached part."""
+    counted = answer_to(client, usage("fine", thoughts=40, cached=7)).usage
+    assert counted is not None
+    assert counted.output == 41
+    assert (counted.input, counted.cached_input) == (3 + 7, 7)
+
+
+def test_no_usage_is_told(client: Client) -> None:
+    """Without usageMetadata the caller has to estimate."""
+    answer = answer_to(client, no_usage("fine"))
+    assert (answer.text, answer.usage, answer.failure) == ("fine", None, None)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({}, None),
+        ({"promptTokenCount": 5, "candidatesTokenCount": 3}, TokenUsage(5, 3)),
+        ({"promptTokenCount": 5, "totalTokenCount": 9, "candidatesTokenCount": 2}, TokenUsage(5, 4)),
+        ({"promptTokenCount": 9, "totalTokenCount": 5, "candidatesTokenCount": 2}, TokenUsage(9, 2)),
+        ({"promptTokenCount": 5, "totalTokenCount": 5}, TokenUsage(5, 0)),
+        ({"promptTokenCount": 5, "totalTokenCount": 8, "cachedContentTokenCount": 99}, TokenUsage(5, 3, 5)),
+        ({"promptTokenCount": -5, "candidatesTokenCount": 3}, TokenUsage(0, 3)),
+    ],
+)
+def test_usage_with_gaps_and_contradictions(
+    client: Client, metadata: dict[str, int], expected: TokenUsage | None
+) -> None:
+    """Missing counts are 0, a total below the prompt is no total, cached input is never more than input."""
+    body = {"candidates": [{"content": {"parts": [{"text": "x"}]}, "finishReason": 1}], "usageMetadata": metadata}
+    assert answer_to(client, garbage(json.dumps(body).encode())).usage == expected
+
+
+def test_thoughts_are_left_out_and_parts_joined(client: Client) -> None:
+    """A part marked as thought is no part of the answer."""
+    parts = [{"text": "hmm", "thought": True}, {"text": "An "}, {"text": "answer", "thought": False}]
+    body = {"candidates": [{"content": {"parts": parts}, "finishReason": "STOP"}], "modelVersion": "gemini-other"}
+    answer = answer_to(client, garbage(json.dumps(body).encode()))
+    assert (answer.text, answer.model, answer.failure) == ("An answer", "gemini-other", None)
+
+
+def test_a_truncated_answer_says_so(client: Client) -> None:
+    """MAX_TOKENS with text is an answer; without text it is a limit that was too small."""
+    answer = answer_to(client, finished("MAX_TOKENS", "Half of"))
+    assert (answer.text, answer.finish_reason, answer.failure) == ("Half of", FinishReason.MAX_TOKENS, None)
+    empty = answer_to(client, finished("MAX_TOKENS", "", thoughts=100))
+    assert isinstance(empty.failure, MaxOutputTokensTooSmall)
+    assert empty.usage == TokenUsage(3, 100)
+
+
+@pytest.mark.parametrize("reason", ["SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"])
+def test_a_blocked_answer_is_told_with_its_usage(client: Client, reason: str) -> None:
+    """Whatever was generated before the block is no answer, and is billed."""
+    answer = answer_to(client, finished(reason, "Begun but"))
+    assert isinstance(answer.failure, ContentBlocked)
+    assert answer.usage is not None
+
+
+@pytest.mark.parametrize("reason", ["SAFETY", "OTHER", "BLOCKLIST", "PROHIBITED_CONTENT", "JAILBREAK"])
+def test_a_blocked_prompt_is_told_with_its_usage(client: Client, reason: str) -> None:
+    """200 without candidates: the prompt's tokens are billed. Reasons that are new block too."""
+    answer = answer_to(client, blocked_prompt(reason))
+    assert isinstance(answer.failure, ContentBlocked)
+    assert answer.usage == TokenUsage(3, 0)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        finished("STOP", ""),
+        finished("STOP", " \n"),
+        finished("OTHER", "Some text"),
+        finished("MALFORMED_FUNCTION_CALL", "Some text"),
+        finished("A_REASON_OF_NEXT_YEAR", "Some text"),
+        garbage(b'{"candidates": [{"content": {"parts": [{"text": "x"}]}, "finishReason": 99}]}'),
+        no_candidates(),
+        empty_object(),
+    ],
+)
+def test_an_answer_not_known_to_be_whole_is_no_answer(client: Client, step: Step) -> None:
+    """Empty, ended for another reason, or for one that nobody knows yet."""
+    assert isinstance(answer_to(client, step).failure, UpstreamInvalidAnswer)
+
+
+# Errors in Gemini's way
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "retry", "breaks"),
+    [
+        (status(400), UpstreamRejected, Retry.NEVER, False),
+        (invalid_key(), UpstreamAuthFailed, Retry.NEVER, False),
+        (status(401), UpstreamAuthFailed, Retry.NEVER, False),
+        (status(403), UpstreamAuthFailed, Retry.NEVER, False),
+        (status(404), ModelUnavailable, Retry.NEVER, False),
+        (status(413), UpstreamRejected, Retry.NEVER, False),
+        (status(429), UpstreamUnavailable, Retry.YES, True),
+        (status(429, quota_id=PER_MINUTE), UpstreamUnavailable, Retry.YES, True),
+        (status(429, quota_id=PER_DAY), UpstreamUnavailable, Retry.NEVER, True),
+        (status(500), UpstreamError, Retry.ONCE, True),
+        (status(502), UpstreamError, Retry.ONCE, True),
+        (status(503), UpstreamUnavailable, Retry.YES, True),
+        (status(504), UpstreamTimeout, Retry.NEVER, True),
+        (garbage(b"<html>", code=503, content_type="text/html"), UpstreamUnavailable, Retry.YES, True),
+        (cut(60, status(503)), UpstreamUnavailable, Retry.YES, True),
+        (garbage(b"", code=302), UpstreamInvalidAnswer, Retry.NEVER, False),
+        (garbage(b"", code=204), UpstreamInvalidAnswer, Retry.NEVER, False),
+    ],
+)
+def test_a_status_has_one_meaning(
+    client: Client, step: Step, error: type[UpstreamFailure], retry: Retry, breaks: bool
+) -> None:
+    """One call each (the SDK would send a 401 three times), and Gemini bills none of them."""
+    failure = failure_of(client, step)
+    assert type(failure) is error
+    assert (failure.retry, failure.breaks, failure.maybe_billed) == (retry, breaks, False)
+
+
+@pytest.mark.parametrize(
+    ("step", "wait", "header"),
+    [
+        (status(429, retry_delay="45.837906927s"), 45.837906927, "46"),
+        (status(503, retry_delay="373.801628ms"), 0.373801628, "1"),
+        (status(429, retry_delay="999999999s"), 3600, "3600"),
+        (status(429, retry_delay="soon"), None, "1"),
+        (status(429), None, "1"),
+        (status(429, reason="RATE_LIMIT_EXCEEDED", quotaResetDelay="2.5s"), 2.5, "3"),
+        (status(429, quota_id=PER_DAY), None, "3600"),
+        (status(429, quota_id=PER_DAY, retry_delay="120s"), 120, "120"),
+    ],
+)
+def test_the_wait_that_gemini_asks_for_is_kept(client: Client, step: Step, wait: float | None, header: str) -> None:
+    """RetryInfo to the fraction for the retry, rounded up for the caller, an absurd one capped."""
+    failure = failure_of(client, step)
+    assert failure.wait == (pytest.approx(wait) if wait else None)
+    assert failure.headers() == {"Retry-After": header}
+
+
+def test_a_retired_model_names_the_setting_and_a_live_model(client: Client) -> None:
+    """The operator reads what to change and to what."""
+    message = failure_of(client, status(404)).message
+    assert "GEMINI_MODEL" in message
+    assert "gemini-3.5-flash-lite" in message
+
+
+# Faults of the protocol and of the wire
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        garbage(),
+        garbage(b"[1, 2]"),
+        garbage(b'"text"'),
+        garbage(b'{"candidates": 7}'),
+        garbage(b'{"usageMetadata": {"promptTokenCount": 99999999999999}}'),
+        garbage(b'{"thought": ' + b"[" * 20_000),
+        wrong_content_type(),
+        empty_body(),
+    ],
+)
+def test_an_unreadable_answer_may_have_been_billed(client: Client, step: Step) -> None:
+    """200 with a body that is not Gemini's: not repeated, for Gemini may charge each time."""
+    failure = failure_of(client, step)
+    assert type(failure) is UpstreamInvalidAnswer
+    assert (failure.retry, failure.breaks, failure.maybe_billed) == (Retry.NEVER, False, True)
+
+
+@pytest.mark.parametrize("after_bytes", [150, 300])
+def test_a_connection_cut_in_the_body_is_not_retried(client: Client, after_bytes: int) -> None:
+    """Gemini answered, so it may charge."""
+    failure = failure_of(client, cut(after_bytes))
+    assert type(failure) is UpstreamError
+    assert (failure.retry, failure.breaks, failure.maybe_billed) == (Retry.NEVER, True, True)
+
+
+def test_a_connection_cut_before_any_byte_may_be_retried(client: Client) -> None:
+    """The request may have been processed all the same."""
+    failure = failure_of(client, cut(0))
+    assert type(failure) is UpstreamError
+    assert (failure.retry, failure.wait, failure.breaks, failure.maybe_billed) == (Retry.YES, None, True, True)
+
+
+def test_what_is_not_http_is_no_answer(client: Client) -> None:
+    """A status line cut in the middle, say."""
+    assert type(failure_of(client, cut(10))) is UpstreamInvalidAnswer
+
+
+def test_a_stale_connection_is_replaced_without_a_bill(client: Client) -> None:
+    """Gemini closed a kept-alive connection just as the next request left: retry at once, nothing was billed."""
+    with ScriptedGemini(text("one"), cut(0), text("two")) as server:
+        gemini = client(server)
+        ask(gemini)
+        with pytest.raises(UpstreamError) as raised:
+            ask(gemini)
+        failure = raised.value
+        assert (failure.retry, failure.wait, failure.maybe_billed) == (Retry.YES, 0.0, False)
+        assert ask(gemini).text == "two"
+
+
+def test_a_refused_connection_is_told(client: Client) -> None:
+    """Nobody listens: nothing was sent, so nothing was billed."""
+    with closing(socket.socket()) as unused:
+        unused.bind(("127.0.0.1", 0))
+        gemini = client(f"http://127.0.0.1:{unused.getsockname()[1]}")
+        with pytest.raises(UpstreamError) as raised:
+            ask(gemini)
+    failure = raised.value
+    assert (failure.retry, failure.breaks, failure.maybe_billed) == (Retry.YES, True, False)
+
+
+def test_an_unknown_host_is_told(client: Client) -> None:
+    """A name under .invalid never resolves (RFC 2606)."""
+    with pytest.raises(UpstreamError) as raised:
+        ask(client("http://gemini.invalid"))
+    assert (raised.value.retry, raised.value.maybe_billed) == (Retry.YES, False)
+
+
+def test_a_peer_that_does_not_speak_tls_is_told(client: Client) -> None:
+    """https to a plain server: nothing was sent."""
+    with ScriptedGemini() as server:
+        with pytest.raises(UpstreamError) as raised:
+            ask(client(server.url.replace("http://", "https://")))
+        assert server.count == 0
+    assert (raised.value.retry, raised.value.breaks, raised.value.maybe_billed) == (Retry.YES, True, False)
+
+
+# Time
+
+
+@pytest.mark.parametrize("step", [hang(), drip(0.01), slow_headers(0.01), after(5.0), drip(0.01, status(503))])
+def test_a_call_ends_at_its_deadline(client: Client, step: Step) -> None:
+    """However Gemini is slow: silence, dripped headers, a dripped body. It may charge for what it did."""
+    begun = time.monotonic()
+    with ScriptedGemini(step) as server, pytest.raises(UpstreamFailure) as raised:
+        ask(client(server), seconds=SHORT)
+    assert SHORT - 0.01 <= time.monotonic() - begun <= SHORT + SLACK + 0.5 * (not gemini_was_warm())
+    assert isinstance(raised.value, UpstreamTimeout | UpstreamUnavailable)
+
+
+def gemini_was_warm() -> bool:
+    return "google.generativeai" in sys.modules
+
+
+def test_a_time_out_says_what_it_is(client: Client) -> None:
+    """It counts for the breaker, is not repeated, and may be billed."""
+    failure = failure_of(client, hang(), seconds=SHORT)
+    assert type(failure) is UpstreamTimeout
+    assert (failure.retry, failure.breaks, failure.maybe_billed) == (Retry.NEVER, True, True)
+
+
+def test_a_deadline_in_the_past_is_a_time_out(client: Client) -> None:
+    """It ends at once and nothing is sent."""
+    with ScriptedGemini() as server:
+        gemini = client(server)
+        with pytest.raises(UpstreamTimeout) as raised:
+            ask(gemini, seconds=-1)
+        assert server.count == 0
+    assert not raised.value.maybe_billed
+
+
+@contextmanager
+def mute_server(say: bytes = b"", *, every: float = 0.02) -> Iterator[str]:
+    """A server that accepts, then sends `say` byte by byte for ever (or nothing); its host and port."""
+    over = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        with listener.accept()[0] as peer:
+            while not over.wait(every):
+                if say:
+                    try:
+                        peer.send(say[:1])
+                    except OSError:
+                        break
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("say", [b"", b"\x16"])
+def test_a_tls_handshake_that_never_ends_is_ended(client: Client, say: bytes) -> None:
+    """Silent or dripping, the handshake is part of the call; nothing was billed."""
+    with mute_server(say) as address:
+        gemini = client(f"https://{address}")
+        gemini.warm_up()
+        begun = time.monotonic()
+        with pytest.raises(UpstreamFailure) as raised:
+            ask(gemini, seconds=SHORT)
+        assert time.monotonic() - begun <= SHORT + SLACK
+    assert not raised.value.maybe_billed
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1 with its key, in one file."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl makes the certificate")
+    pem = tmp_path / "server.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+        + ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", pem, "-out", pem],
+        check=True,
+        capture_output=True,
+    )
+    return pem
+
+
+def test_a_call_over_tls_ends_at_its_deadline(client: Client, certificate: Path) -> None:
+    """The thread that reads through TLS is woken like any other."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    done = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        with context.wrap_socket(listener.accept()[0], server_side=True) as peer:
+            peer.recv(65536)
+            done.wait()
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        gemini = client(f"https://127.0.0.1:{listener.getsockname()[1]}")
+        gemini.warm_up()
+        assert gemini._built is not None
+        gemini._built._session.verify = str(certificate)
+        begun = time.monotonic()
+        with pytest.raises(UpstreamTimeout) as raised:
+            ask(gemini, seconds=SHORT)
+        assert time.monotonic() - begun <= SHORT + SLACK
+        done.set()
+        thread.join()
+    assert raised.value.maybe_billed
+
+
+# Connections and threads
+
+
+def test_a_connection_is_kept(client: Client) -> None:
+    """Calls one after the other use one connection, errors included."""
+    accepted: set[str] = set()
+    with ScriptedGemini(text("a"), status(429), blocked_prompt(), text("b")) as server:
+        gemini = client(server)
+        for _ in range(4):
+            try:
+                ask(gemini)
+            except UpstreamUnavailable:
+                continue
+            finally:
+                assert gemini._built is not None
+                accepted |= {str(count) for count in _connections_made(gemini)}
+    assert accepted == {"1"}
+
+
+def _connections_made(gemini: Gemini) -> list[int]:
+    assert gemini._built is not None
+    manager = gemini._built._session.get_adapter("http://").poolmanager
+    return [manager.pools.get(key).num_connections for key in manager.pools.keys()]  # noqa: SIM118  # no plain dict
+
+
+def test_threads_share_one_client(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """32 threads at once: each gets its own answer, 32 connections are kept, none is thrown away."""
+    barrier = threading.Barrier(32)
+
+    def echo(server: ScriptedGemini, call: object) -> object:
+        return text(f"You said {call.prompt}")(server, call)  # type: ignore[attr-defined, arg-type]
+
+    with ScriptedGemini(default=echo) as server:  # type: ignore[arg-type]
+        gemini = client(server, max_connections=32)
+
+        def talk(number: int) -> list[str]:
+            barrier.wait()
+            return [ask(gemini, Instruction(f"{number}-{turn}", 0, 10)).text for turn in range(3)]
+
+        with ThreadPoolExecutor(32) as threads:
+            said = list(threads.map(talk, range(32)))
+    assert said == [[f"You said {number}-{turn}" for turn in range(3)] for number in range(32)]
+    assert "discarding connection" not in caplog.text
+    assert sum(_connections_made(gemini)) <= 32
+
+
+def test_the_deadline_of_one_call_leaves_the_others_alone(client: Client) -> None:
+    """One of two calls at once hangs and is ended; the other, later one is answered."""
+    release = threading.Event()
+    with ScriptedGemini(hang(), after(release, text("late"))) as server, ThreadPoolExecutor(2) as threads:
+        gemini = client(server)
+        gemini.warm_up()
+        hung = threads.submit(ask, gemini, seconds=SHORT)
+        assert server.wait_for_calls(1)
+        late = threads.submit(ask, gemini)
+        assert isinstance(hung.exception(), UpstreamTimeout)
+        release.set()
+        assert late.result().text == "late"
+
+
+# Keys, proxies, logs, start
+
+
+@pytest.mark.parametrize("step", [status(400, KEY), garbage(KEY.encode()), cut(0), cut(150), invalid_key(), text("x")])
+def test_the_key_is_in_no_text_and_no_log(client: Client, step: Step, caplog: pytest.LogCaptureFixture) -> None:
+    """Not in the message, not in any cause, not in a log record at DEBUG; nor is the URL or Gemini's text shown."""
+    caplog.set_level(logging.DEBUG)
+    with ScriptedGemini(step) as server:
+        gemini = client(server)
+        try:
+            ask(gemini)
+        except ApiError as error:
+            assert KEY not in "".join(traceback.format_exception(error)).replace(repr(KEY), "") or step is None
+            assert "127.0.0.1" not in error.message
+    for record in caplog.records:
+        assert KEY not in record.getMessage()
+        assert KEY not in repr({name: value for name, value in vars(record).items() if name not in ("args", "msg")})
+
+
+@pytest.mark.parametrize("key", ["", "  ", "with\nnewline", "with\x00nul", "ключ"])
+def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
+    """At construction, and without showing it."""
+    with pytest.raises(ValueError, match="Gemini key") as raised:
+        Gemini(api_key=key, model=MODEL)
+    assert not key.strip() or key not in str(raised.value)
+
+
+def test_white_space_around_the_key_is_dropped(client: Client) -> None:
+    """A trailing newline from a file does no harm."""
+    with ScriptedGemini() as server, Gemini(api_key=f" {KEY}\n", model=MODEL, endpoint=server.url) as gemini:
+        ask(gemini)
+        assert server.calls[0].headers["x-goog-api-key"] == KEY
+
+
+def test_proxies_are_ignored_for_the_loopback(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy of the environment cannot reach a server on this machine."""
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert answer_to(client, text("direct")).text == "direct"
+
+
+def test_a_proxy_is_used_for_other_hosts(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripted server plays the proxy: it gets the request for a host that does not exist."""
+    with ScriptedGemini(default=lambda server, call: text("by proxy")(server, call)) as server:
+        for name in ("HTTP_PROXY", "http_proxy"):
+            monkeypatch.setenv(name, server.url)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        gemini = client("http://gemini.invalid")
+        try:
+            ask(gemini)
+        except UpstreamFailure:
+            pass  # it does not speak proxy; that it was asked is enough
+        assert server.count == 1
+
+
+def test_a_client_is_built_once(client: Client) -> None:
+    """Threads that come first at the same time share one build."""
+    gemini = client("http://127.0.0.1:9")
+    barrier = threading.Barrier(8)
+
+    def build(_: int) -> int:
+        barrier.wait()
+        return id(gemini._sdk())
+
+    with ThreadPoolExecutor(8) as threads:
+        assert len(set(threads.map(build, range(8)))) == 1
+
+
+def test_the_sdk_is_imported_by_the_first_call() -> None:
+    """Importing and constructing load neither the SDK nor its HTTP library, and warm_up warns of nothing."""
+    script = (
+        "import sys, gemini_wrapper\n"
+        f"gemini = gemini_wrapper.Gemini(api_key='key', model='{MODEL}')\n"
+        "assert not {'google.generativeai', 'requests', 'urllib3'} & set(sys.modules)\n"
+        "gemini.warm_up()\n"
+        "assert 'google.generativeai' in sys.modules\n"
+        "gemini.close()\n"
+    )
+    project = Path(gemini_wrapper.__file__).parent
+    environment = {**os.environ, "PYTHONPATH": str(project)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# For Python callers
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Sets the environment's settings for the module-level functions, and forgets the client they shared."""
+
+    def configure(server: ScriptedGemini | None, **settings: object) -> None:
+        chosen = {"google_api_key": KEY, "gemini_api_endpoint": server and server.url, **settings}
+        monkeypatch.setattr("config.load_settings", lambda: Settings(**chosen))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(gemini_wrapper, "_shared", None)
+    yield configure
+    if gemini_wrapper._shared is not None:
+        gemini_wrapper._shared[0].close()
+
+
+def test_python_callers_get_text_code_and_labels(environment: Callable[..., None]) -> None:
+    """The three functions ask like the endpoints and read like them: code comes without its fence."""
+    with ScriptedGemini(text("Hello"), text("```python\nx = 1\n```"), text(" positive\n")) as server:
+        environment(server)
+        assert gemini_wrapper.generate_text("Say hello") == "Hello"
+        assert gemini_wrapper.generate_code("Set x") == "x = 1"
+        assert gemini_wrapper.classify_text("I love it", ["positive", "negative"]) == "positive"
+
+
+def test_python_callers_get_retries(environment: Callable[..., None]) -> None:
+    """A passing failure is not seen."""
+    with ScriptedGemini(status(503, retry_delay="0s"), text("Hello")) as server:
+        environment(server)
+        assert gemini_wrapper.generate_text("Say hello") == "Hello"
+        assert server.count == 2
+
+
+def test_a_label_outside_the_list_is_asked_for_once_more(environment: Callable[..., None]) -> None:
+    """Then it is an error, never a label that was not given."""
+    with ScriptedGemini(text("neutral"), text("negative"), text("neutral"), text("neutral")) as server:
+        environment(server)
+        assert gemini_wrapper.classify_text("Hm", ["positive", "negative"]) == "negative"
+        with pytest.raises(UpstreamInvalidAnswer):
+            gemini_wrapper.classify_text("Hm", ["positive", "negative"])
+        assert server.count == 4
+
+
+def test_python_callers_are_told_what_is_wrong(environment: Callable[..., None]) -> None:
+    """An empty prompt, a blocked one, no key: each is its own error."""
+    with ScriptedGemini(blocked_prompt()) as server:
+        environment(server)
+        with pytest.raises(InvalidRequest):
+            gemini_wrapper.generate_text("")
+        with pytest.raises(InvalidRequest):
+            gemini_wrapper.classify_text("text", "ab")
+        with pytest.raises(ContentBlocked):
+            gemini_wrapper.generate_text("Say hello")
+
+
+def test_without_a_key_nothing_is_asked(environment: Callable[..., None]) -> None:
+    """The error names the setting."""
+    environment(None, google_api_key=None)
+    with pytest.raises(NotConfigured, match="GOOGLE_API_KEY"):
+        gemini_wrapper.generate_text("Say hello")
+
+
+def test_a_stream_step_answers_plain_calls_too(client: Client) -> None:
+    """Whole, when it is due."""
+    assert answer_to(client, stream("one ", "two")).text == "one two"
