@@ -297,7 +297,7 @@ def _serve(settings: Settings) -> int:
 
     app = create_app(settings)
     app.lifecycle.drain_on_sigterm(app.backend.close)
-    server = create_server(
+    server: Any = create_server(
         app,
         host=settings.host,
         port=settings.port,

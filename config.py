@@ -280,4 +280,4 @@ def _given(texts: Mapping[str, str | None]) -> list[tuple[str, str]]:
 def _problem(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     name = str(problem["loc"][0]).upper() + ": " if problem["loc"] else ""
-    return name + message
+    return f"{name}{message}"

@@ -354,7 +354,8 @@ def generate_code(prompt: str) -> str:
 
 def classify_text(text: str, categories: Sequence[str]) -> str:
     """The one of `categories` that fits `text`, spelled as given. Otherwise like `generate_text`."""
-    return _complete("classify", {"text": text, "categories": list(categories)})
+    labels = categories if isinstance(categories, str) else list(categories)  # a string is not taken for its letters
+    return _complete("classify", {"text": text, "categories": labels})
 
 
 def _complete(task_name: str, fields: Mapping[str, object]) -> str:

@@ -161,10 +161,9 @@ def export_jsonl(rows: Iterable[ExportRow]) -> Iterator[str]:
 
 
 def _written(rows: list[ExportRow], writers: Iterable[Callable[[Any], str]]) -> Iterator[tuple[str, ...]]:
-    """The rows with their values written, column by column, which takes half the time of row by row."""
-    return zip(
-        *(map(write, values) for write, values in zip(writers, zip(*rows, strict=True), strict=False)), strict=True
-    )
+    """The rows with their values written: column by column, since `map` goes down a column faster than along a row."""
+    columns = map(map, writers, zip(*rows, strict=True))
+    return zip(*columns, strict=True)
 
 
 def _chunks(rows: Iterable[ExportRow]) -> Iterator[list[ExportRow]]:

@@ -1,4 +1,4 @@
-"""While Gemini is down callers are told so at once, with a true Retry-After, and one of them finds out when it is up."""
+"""While Gemini is down callers are told so at once, with a true Retry-After; one of them finds out when it is up."""
 
 from __future__ import annotations
 

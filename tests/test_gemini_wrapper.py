@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,6 @@ import pytest
 import gemini_wrapper
 from config import Settings
 from errors import (
-    ApiError,
     ContentBlocked,
     InvalidRequest,
     MaxOutputTokensTooSmall,
@@ -37,6 +36,7 @@ from errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from gemini_emulator import Call, Reply
 from gemini_wrapper import Gemini
 from tasks import Answer, FinishReason, Instruction, TokenUsage
 from tests.scripted_gemini import (
@@ -58,7 +58,6 @@ from tests.scripted_gemini import (
     no_usage,
     slow_headers,
     status,
-    stream,
     text,
     usage,
     wrong_content_type,
@@ -73,14 +72,21 @@ SHORT, SLACK = 0.3, 0.15
 Client = Callable[..., Gemini]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """The SDK's import takes longer than the deadlines of these tests."""
+    with Gemini(api_key=KEY, model=MODEL) as gemini:
+        gemini.warm_up()
+
+
 @pytest.fixture
 def client() -> Iterator[Client]:
     """Makes clients of a scripted Gemini, or of any URL, and closes them."""
     made: list[Gemini] = []
 
-    def make(server: ScriptedGemini | str, **options: int) -> Gemini:
+    def make(server: ScriptedGemini | str, max_connections: int = 4) -> Gemini:
         endpoint = server if isinstance(server, str) else server.url
-        made.append(Gemini(api_key=KEY, model=MODEL, endpoint=endpoint, **options))
+        made.append(Gemini(api_key=KEY, model=MODEL, endpoint=endpoint, max_connections=max_connections))
         return made[-1]
 
     yield make
@@ -128,13 +134,11 @@ def test_labels_constrain_the_answer(client: Client) -> None:
     assert json.loads(call.raw)["generationConfig"]["responseMimeType"] == "text/x.enum"
 
 
-def test_a_tuned_model_keeps_its_path() -> None:
-    """A model named with its collection is asked under that name."""
-    sent = []
-    with ScriptedGemini(lambda server, call: sent.append(call) or text("x")(server, call)) as server:  # type: ignore[func-returns-value]
-        with Gemini(api_key=KEY, model=f"models/{MODEL}", endpoint=server.url + "/") as gemini:
-            ask(gemini)
-    assert sent[0].model == MODEL
+def test_a_model_may_be_named_with_its_collection() -> None:
+    """`models/x` is `x`; a slash at the end of the endpoint does no harm."""
+    with ScriptedGemini() as server, Gemini(api_key=KEY, model=f"models/{MODEL}", endpoint=f"{server.url}/") as gemini:
+        ask(gemini)
+        assert server.calls[0].model == MODEL
 
 
 # What is answered
@@ -305,7 +309,6 @@ def test_a_retired_model_names_the_setting_and_a_live_model(client: Client) -> N
     [
         garbage(),
         garbage(b"[1, 2]"),
-        garbage(b'"text"'),
         garbage(b'{"candidates": 7}'),
         garbage(b'{"usageMetadata": {"promptTokenCount": 99999999999999}}'),
         garbage(b'{"thought": ' + b"[" * 20_000),
@@ -388,12 +391,8 @@ def test_a_call_ends_at_its_deadline(client: Client, step: Step) -> None:
     begun = time.monotonic()
     with ScriptedGemini(step) as server, pytest.raises(UpstreamFailure) as raised:
         ask(client(server), seconds=SHORT)
-    assert SHORT - 0.01 <= time.monotonic() - begun <= SHORT + SLACK + 0.5 * (not gemini_was_warm())
+    assert SHORT - 0.01 <= time.monotonic() - begun <= SHORT + SLACK
     assert isinstance(raised.value, UpstreamTimeout | UpstreamUnavailable)
-
-
-def gemini_was_warm() -> bool:
-    return "google.generativeai" in sys.modules
 
 
 def test_a_time_out_says_what_it_is(client: Client) -> None:
@@ -454,12 +453,10 @@ def certificate(tmp_path: Path) -> Path:
     if not shutil.which("openssl"):
         pytest.skip("openssl makes the certificate")
     pem = tmp_path / "server.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-        + ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", pem, "-out", pem],
-        check=True,
-        capture_output=True,
-    )
+    options = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
+    names = "-addext subjectAltName=IP:127.0.0.1"
+    command = ["openssl", *options.split(), *names.split(), "-keyout", str(pem), "-out", str(pem)]
+    subprocess.run(command, check=True, capture_output=True)
     return pem
 
 
@@ -497,18 +494,13 @@ def test_a_call_over_tls_ends_at_its_deadline(client: Client, certificate: Path)
 
 def test_a_connection_is_kept(client: Client) -> None:
     """Calls one after the other use one connection, errors included."""
-    accepted: set[str] = set()
     with ScriptedGemini(text("a"), status(429), blocked_prompt(), text("b")) as server:
         gemini = client(server)
         for _ in range(4):
-            try:
+            with suppress(UpstreamUnavailable):
                 ask(gemini)
-            except UpstreamUnavailable:
-                continue
-            finally:
-                assert gemini._built is not None
-                accepted |= {str(count) for count in _connections_made(gemini)}
-    assert accepted == {"1"}
+        assert server.count == 4
+    assert _connections_made(gemini) == [1]
 
 
 def _connections_made(gemini: Gemini) -> list[int]:
@@ -521,10 +513,10 @@ def test_threads_share_one_client(client: Client, caplog: pytest.LogCaptureFixtu
     """32 threads at once: each gets its own answer, 32 connections are kept, none is thrown away."""
     barrier = threading.Barrier(32)
 
-    def echo(server: ScriptedGemini, call: object) -> object:
-        return text(f"You said {call.prompt}")(server, call)  # type: ignore[attr-defined, arg-type]
+    def echo(server: ScriptedGemini, call: Call) -> Reply:
+        return text(f"You said {call.prompt}")(server, call)
 
-    with ScriptedGemini(default=echo) as server:  # type: ignore[arg-type]
+    with ScriptedGemini(default=echo) as server:
         gemini = client(server, max_connections=32)
 
         def talk(number: int) -> list[str]:
@@ -555,20 +547,18 @@ def test_the_deadline_of_one_call_leaves_the_others_alone(client: Client) -> Non
 # Keys, proxies, logs, start
 
 
-@pytest.mark.parametrize("step", [status(400, KEY), garbage(KEY.encode()), cut(0), cut(150), invalid_key(), text("x")])
+@pytest.mark.parametrize("step", [status(400), garbage(), cut(0), cut(150), invalid_key()])
 def test_the_key_is_in_no_text_and_no_log(client: Client, step: Step, caplog: pytest.LogCaptureFixture) -> None:
     """Not in the message, not in any cause, not in a log record at DEBUG; nor is the URL or Gemini's text shown."""
     caplog.set_level(logging.DEBUG)
-    with ScriptedGemini(step) as server:
-        gemini = client(server)
-        try:
-            ask(gemini)
-        except ApiError as error:
-            assert KEY not in "".join(traceback.format_exception(error)).replace(repr(KEY), "") or step is None
-            assert "127.0.0.1" not in error.message
+    with ScriptedGemini(step) as server, pytest.raises(UpstreamFailure) as raised:
+        ask(client(server))
+    assert KEY not in "".join(traceback.format_exception(raised.value))
+    assert "127.0.0.1" not in raised.value.message
+    assert caplog.records
     for record in caplog.records:
         assert KEY not in record.getMessage()
-        assert KEY not in repr({name: value for name, value in vars(record).items() if name not in ("args", "msg")})
+        assert KEY not in repr(vars(record))
 
 
 @pytest.mark.parametrize("key", ["", "  ", "with\nnewline", "with\x00nul", "ключ"])
@@ -597,16 +587,14 @@ def test_proxies_are_ignored_for_the_loopback(client: Client, monkeypatch: pytes
 
 def test_a_proxy_is_used_for_other_hosts(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scripted server plays the proxy: it gets the request for a host that does not exist."""
-    with ScriptedGemini(default=lambda server, call: text("by proxy")(server, call)) as server:
+    with ScriptedGemini() as server:
         for name in ("HTTP_PROXY", "http_proxy"):
             monkeypatch.setenv(name, server.url)
         for name in ("NO_PROXY", "no_proxy"):
             monkeypatch.delenv(name, raising=False)
         gemini = client("http://gemini.invalid")
-        try:
+        with suppress(UpstreamFailure):  # it does not speak proxy; that it was asked is enough
             ask(gemini)
-        except UpstreamFailure:
-            pass  # it does not speak proxy; that it was asked is enough
         assert server.count == 1
 
 
@@ -702,8 +690,3 @@ def test_without_a_key_nothing_is_asked(environment: Callable[..., None]) -> Non
     environment(None, google_api_key=None)
     with pytest.raises(NotConfigured, match="GOOGLE_API_KEY"):
         gemini_wrapper.generate_text("Say hello")
-
-
-def test_a_stream_step_answers_plain_calls_too(client: Client) -> None:
-    """Whole, when it is due."""
-    assert answer_to(client, stream("one ", "two")).text == "one two"

@@ -83,12 +83,10 @@ class LedgerMachine(RuleBasedStateMachine):
             assert fits
             self.rows.append(Row(attempt, model="asked", reserved=bound, row_id=row_id))
 
-    @precondition(lambda self: self.rows)
+    @precondition(lambda self: any(row.row_id for row in self.rows))
     @rule(data=st.data(), status=statuses, model=words, cost=amounts, unpriced=st.booleans(), keep=st.booleans())
     def settle(self, data: st.DataObject, status: str, model: str, cost: int, unpriced: bool, keep: bool) -> None:
-        row = data.draw(st.sampled_from([row for row in self.rows if row.row_id] or [None]))
-        if row is None:
-            return
+        row = data.draw(st.sampled_from([row for row in self.rows if row.row_id]))
         end = Settlement(status, model, cost, 0, 2, total_cost=cost, unpriced=unpriced, keep_reservation=keep)
         self.ledger.settle(row.row_id, end)
         if row.status in ("open", "unsettled") and not row.pruned:
@@ -162,6 +160,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def export_agrees(self) -> None:
+        self.ledger.flush()
         rows = sorted((row for row in self.rows if not row.pruned), key=lambda row: row.at)
         found = [(row.timestamp, row.status, row.model, row.reserved, row.saved) for row in self.ledger.export(0, 4e9)]
         expected = [(row.at, row.status, row.model, row.reserved, row.counts[5]) for row in rows]

@@ -139,7 +139,7 @@ def translated(call: Call, *, is_whole: Callable[[], bool] = lambda: False) -> I
 def _failure_of(call: Call, cause: Exception) -> UpstreamFailure:
     if call.cut_by is Cut.CANCEL:
         return UpstreamError("The call was cancelled.", maybe_billed=call.sent)
-    if call.cut_by is Cut.DEADLINE or _is_timeout(cause):
+    if call.cut_by is Cut.DEADLINE or call.remaining <= 0:
         return UpstreamTimeout(breaks=True, maybe_billed=call.sent)
     if not call.sent:
         return UpstreamError("Gemini could not be reached.", retry=Retry.YES, breaks=True)
@@ -154,13 +154,6 @@ def _failure_of(call: Call, cause: Exception) -> UpstreamFailure:
         breaks=True,
         maybe_billed=not call.reused,
     )
-
-
-def _is_timeout(error: BaseException) -> bool:
-    """Did a socket's own time-out end the call?"""
-    from urllib3.exceptions import TimeoutError as Urllib3Timeout
-
-    return any(isinstance(cause, (Urllib3Timeout, TimeoutError)) for cause in _causes(error))
 
 
 def _is_garbage(error: BaseException) -> bool:

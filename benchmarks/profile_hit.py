@@ -1,0 +1,223 @@
+"""Where the microseconds of a hit go, part by part, without a socket.
+
+    python -m benchmarks.profile_hit [--seconds 10] [--functions 25]
+
+The application is called as a server would call it, one request after the other in one thread, with everything on. A
+timer interrupts it 2,000 times a second; each time, the innermost function of the project on the stack gets the sample,
+with what it calls outside the project (Flask, pydantic, the standard library). Shares of samples times processor time
+per request are microseconds. What the writers of logs and ledger take, in threads of their own, is read from their
+threads' clocks. Bare Flask is called in the same way for comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+from app import Api, create_app
+from benchmarks import floor
+from benchmarks.hits import HIT
+from benchmarks.load import Request
+from benchmarks.servers import PROJECT, everything_on
+from config import load_settings
+from gemini_emulator import Emulator
+
+SAMPLE_SECONDS = 0.0005
+WARM_UP_CALLS = 2000
+CALLS_A_BATCH = 100
+
+Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+Place = tuple[str, str]
+"""A part and, within it, a function."""
+
+
+@contextmanager
+def warm_app() -> Iterator[Api]:
+    """The service with everything on, and the answer to `HIT` in its cache."""
+    with tempfile.TemporaryDirectory(prefix="mtllm-profile-") as folder, Emulator() as emulator:
+        app = create_app(load_settings(everything_on(Path(folder), emulator.url), env_file=None))
+        try:
+            call(app, environ_of(HIT))
+            yield app
+        finally:
+            app.backend.close()
+
+
+def environ_of(request: Request) -> dict[str, Any]:
+    """What waitress hands an application for `request`, without what belongs to the connection."""
+    body = (request.body or "").encode()
+    return {
+        "REMOTE_ADDR": "127.0.0.1",
+        "REMOTE_HOST": "127.0.0.1",
+        "REMOTE_PORT": "40000",
+        "REQUEST_METHOD": request.method,
+        "SERVER_PORT": "5000",
+        "SERVER_NAME": "127.0.0.1",
+        "SERVER_SOFTWARE": "waitress",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SCRIPT_NAME": "",
+        "PATH_INFO": request.path,
+        "REQUEST_URI": request.path,
+        "QUERY_STRING": "",
+        "wsgi.url_scheme": "http",
+        "wsgi.version": (1, 0),
+        "wsgi.errors": None,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+        "wsgi.input_terminated": True,
+        "HTTP_HOST": "127.0.0.1:5000",
+        "CONTENT_TYPE": "application/json",
+        "CONTENT_LENGTH": str(len(body)),
+        "body": body,
+        **{f"HTTP_{name.upper().replace('-', '_')}": value for name, value in request.headers.items()},
+    }
+
+
+def call(app: Wsgi, environ: dict[str, Any]) -> bytes:
+    """One request and its whole answer; raises RuntimeError unless that is a 200."""
+    statuses: list[str] = []
+
+    def start_response(status: str, _headers: list[tuple[str, str]], _exc_info: Any = None) -> None:
+        statuses.append(status)
+
+    body = app({**environ, "wsgi.input": BytesIO(environ["body"])}, start_response)
+    try:
+        answer = b"".join(body)
+    finally:
+        getattr(body, "close", lambda: None)()
+    if statuses[-1] != "200 OK":
+        raise RuntimeError(f"{statuses[-1]}: {answer!r}")
+    return answer
+
+
+def calls_for(seconds: float, app: Wsgi, environ: dict[str, Any]) -> tuple[int, float]:
+    """Call for so long; how often, and the processor seconds this thread took for it."""
+    until, before, count = time.perf_counter() + seconds, time.thread_time(), 0
+    while time.perf_counter() < until:
+        for _ in range(CALLS_A_BATCH):
+            call(app, environ)
+        count += CALLS_A_BATCH
+    return count, time.thread_time() - before
+
+
+class Sampler:
+    """Interrupts this (the main) thread at a fixed rate and counts where it was. Use it in a `with` statement."""
+
+    def __init__(self) -> None:
+        self.places: Counter[Place] = Counter()
+        self._known: dict[CodeType, str | None] = {}
+
+    def __enter__(self) -> Sampler:
+        signal.signal(signal.SIGALRM, self._sample)
+        signal.setitimer(signal.ITIMER_REAL, SAMPLE_SECONDS, SAMPLE_SECONDS)
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+    def _sample(self, _signal: int, innermost: FrameType | None) -> None:
+        frame, outside = innermost, False
+        while frame is not None:
+            module = self._module(frame.f_code)
+            if module is not None:
+                self.places[_place(module, frame.f_code.co_qualname, outside=outside)] += 1
+                return
+            frame, outside = frame.f_back, True
+
+    def _module(self, code: CodeType) -> str | None:
+        if code not in self._known:
+            file = Path(code.co_filename)
+            ours = file.is_relative_to(PROJECT) and "site-packages" not in file.parts
+            self._known[code] = str(file.relative_to(PROJECT)) if ours else None
+        return self._known[code]
+
+
+def _place(module: str, function: str, *, outside: bool) -> Place:
+    """app.py is told by function, apart from the time Flask takes below it; lru_cache.py, which serves two, by class."""
+    if module == "app.py":
+        return f"{'Flask below ' if outside else ''}app.py {function}", function
+    if module == "lru_cache.py":
+        return f"lru_cache.py {function.partition('.')[0]}", function
+    return ("the loop itself" if module.startswith("benchmarks/") else module), function
+
+
+def writers_cpu() -> dict[str, float]:
+    """Processor seconds so far of every thread but this one, by name."""
+    here = threading.current_thread()
+    return {
+        thread.name: time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+        for thread in threading.enumerate()
+        if thread is not here and thread.ident is not None
+    }
+
+
+def lines(seconds: float, functions: int) -> Iterator[str]:
+    """The report."""
+    bare, asked = floor.create_app(), environ_of(Request(floor.PATH, HIT.body))
+    with warm_app() as app:
+        hit = environ_of(HIT)
+        for _ in range(WARM_UP_CALLS):
+            call(app, hit)
+            call(bare, asked)
+        floor_micros, hit_micros = _in_turn(seconds / 2, (bare, asked), (app, hit))
+        before = writers_cpu()
+        with Sampler() as sampler:
+            count, _ = calls_for(seconds, app, hit)
+        app.backend.logger.flush()
+        after = writers_cpu()
+    yield f"bare Flask, in process     {floor_micros:6.1f} µs"
+    yield f"hit, in the request's thread {hit_micros:4.1f} µs ({floor_micros / hit_micros:.2f} of the floor)"
+    for name in sorted(set(before) & set(after)):
+        micros = (after[name] - before[name]) / count * 1e6
+        if micros > 0.05:
+            yield f"hit, in thread {name:15s} {micros:4.1f} µs"
+    yield from _ranked("µs by part", sampler.places, hit_micros, lambda place: place[0], 100)
+    yield from _ranked("µs by function", sampler.places, hit_micros, lambda place: f"{place[0]}: {place[1]}", functions)
+
+
+def _in_turn(seconds: float, *sides: tuple[Wsgi, dict[str, Any]]) -> list[float]:
+    """Processor microseconds per call of each side, measured in twenty turns."""
+    totals = [[0, 0.0] for _ in sides]
+    for _ in range(20):
+        for total, (app, environ) in zip(totals, sides, strict=True):
+            count, took = calls_for(seconds / 20 / len(sides), app, environ)
+            total[0] += count
+            total[1] += took
+    return [took / count * 1e6 for count, took in totals]
+
+
+def _ranked(
+    title: str, places: Counter[Place], micros: float, name: Callable[[Place], str], most: int
+) -> Iterator[str]:
+    grouped: Counter[str] = Counter()
+    for place, samples in places.items():
+        grouped[name(place)] += samples
+    yield f"\n{title}"
+    for named, samples in grouped.most_common(most):
+        yield f"{samples / places.total() * micros:6.1f}  {named}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the report."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile_hit", description="Where a hit's time goes.")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long to sample (default: 10)")
+    parser.add_argument("--functions", type=int, default=25, help="functions to list (default: 25)")
+    options = parser.parse_args(arguments)
+    for line in lines(options.seconds, options.functions):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
