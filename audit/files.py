@@ -33,7 +33,7 @@ else:
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _MODE = 0o640  # the operator's group may read, nobody else
 _PROBE = b"\n" * 4096  # more than a file system can take without finding a free block
 
@@ -131,7 +131,7 @@ class LogFile:
 
     def _write_all(self, fd: int, lines: bytes, size: int) -> None:
         rest = lines
-        if size and os.pread(fd, 1, size - 1) != b"\n":  # a machine that lost power left half a line
+        if size and not _ends_whole(fd):  # a machine that lost power left half a line
             rest = b"\n" + lines
         try:
             while rest:
@@ -143,6 +143,8 @@ class LogFile:
 
     def _rotate(self) -> None:
         """Move every file one place on; called with the lock held, which ends with the file that it is held on."""
+        if sys.platform == "win32":  # where an open file cannot be renamed
+            self.close()
         names = [self._path, *(Path(f"{self._path}.{n}") for n in range(1, self._backup_count + 1))]
         for newer, older in reversed(list(pairwise(names))):
             with suppress(FileNotFoundError):
@@ -151,3 +153,8 @@ class LogFile:
             self._path.unlink()
         self.close()
         self.sweep()
+
+
+def _ends_whole(fd: int) -> bool:
+    os.lseek(fd, -1, os.SEEK_END)
+    return os.read(fd, 1) == b"\n"

@@ -20,7 +20,9 @@ _SECRET: Final = re.compile(
     r"""
       (?:bearer|basic)(?:\s|%20|\+){1,4}()[a-z0-9~+/._=-]{6,}
     | (?:cookie|authorization)["']?\s{0,4}(?:[:=]|%3d)\s{0,4}["']?()[^\r\n"']+
-    | (?:pass|pwd|secret|token|key|cred|session|signature|sig|sid|auth|jwt)(?:(?!s\b)[a-z0-9_-]){0,20}
+    | (?:pass(?:word|wd|phrase|code)?|pwd|secret|token|key|credentials?|session|signature|auth|jwt|sig(?<![a-z]sig)
+        |sid(?<![a-z]sid))
+      (?:[_-][a-z0-9_-]{0,20}|key|id|token|value|hash)?
       (?:\\?["']|%22)?\s{0,4}(?:[:=]|%3[ad])\s{0,4}(?:\\?["']()[^"']*|()[^\s&;,"'<>\\]+)
     | ://[^\s/@:]{0,100}:()[^\s/@]{1,200}(?=@)
     | aiza[a-z0-9_-]{6,} | aq\.[a-z0-9_-]{20,} | sk-(?<![a-z0-9]sk-)[a-z0-9_-]{8,}

@@ -34,6 +34,11 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJjYW5hcnkifQ.c2lnbmF0dXJl-canary"
         ("x-goog-api-key=canary", "x-goog-api-key=[redacted]"),
         ('{"clientSecret": "can ary", "n": 1}', '{"clientSecret": "[redacted]", "n": 1}'),
         ('{\\"password\\":\\"canary\\"}', '{\\"password\\":\\"[redacted]"}'),
+        ("dbpass=canary&sid=canary&userAuth: canary", "dbpass=[redacted]&sid=[redacted]&userAuth: [redacted]"),
+        (
+            "aws_secret_access_key = canary, sessionId=canary",
+            "aws_secret_access_key = [redacted], sessionId=[redacted]",
+        ),
         ("postgresql://app:canary@db/ledger", "postgresql://app:[redacted]@db/ledger"),
         ("redis://:canary@cache:6379", "redis://:[redacted]@cache:6379"),
         ("ghp_canary0123456789", "[redacted]"),
@@ -56,8 +61,9 @@ def test_secrets_are_masked_where_they_stand(text: str, shown: str) -> None:
         "/api/v1/generate/text",
         "Mozilla/5.0 (X11; Linux x86_64; rv:109.0) Gecko/20100101 Firefox/115.0",
         "c0ffee00-1111-4222-8333-444455556666",
-        "Explain basic thermodynamics. Basic. Basic English only",
+        "Explain basic thermodynamics. Basic. basic english only",
         "input_tokens=5, max_output_tokens: 2048",
+        "The author: Jane; side = 2, inside: x, signal: 5, sigma=3, credit: 4, passages: 6, keys = 7, sessions: 8",
         "risk-management, task-oriented, ask-me-anything",
         "What makes a good token bucket? A keyboard and a secretary pass by.",
         "https://example.org/a:b?page=2&sort=name",
@@ -65,7 +71,7 @@ def test_secrets_are_masked_where_they_stand(text: str, shown: str) -> None:
 )
 def test_ordinary_text_is_left_alone(text: str) -> None:
     """No mask without a secret."""
-    assert redact(text.replace("Basic English", "basic english")) == text.replace("Basic English", "basic english")
+    assert redact(text) == text
 
 
 def test_configured_secrets_are_masked_in_every_spelling() -> None:
