@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TypedDict, TypeVar
 
 from accounting.export import COLUMNS, LATEST, Column, export_csv, export_jsonl, parse_time, rfc3339, write_file
-from accounting.prices import DEFAULT_MODEL, NANO, Cost, Price, PriceTable, SpendMeter, exact_usd, format_usd
+from accounting.prices import DEFAULT_MODEL, NANO, Cost, Price, PriceTable, SpendMeter, dollars, exact_usd, format_usd
 from accounting.tokens import DOCUMENTED_PRICE, Drift, DriftMeter, TokenCounter
 from ledger import OK, Attempt, Hit, Ledger, Settlement, open_ledger
 
@@ -45,6 +45,7 @@ __all__ = [
     "SpendMeter",
     "TokenCounter",
     "UsageStats",
+    "dollars",
     "exact_usd",
     "export_csv",
     "export_jsonl",
@@ -138,7 +139,7 @@ class CostTracker:
             )
             row_id = self._books().open(attempt)
             self._books().settle(row_id, _settlement(self._model, tokens, cost, price))
-        in_dollars = (cost.input / NANO, cost.output / NANO, cost.total / NANO)
+        in_dollars = dollars(cost.input), dollars(cost.output), dollars(cost.total)
         record = CostRecord(now, endpoint, user_ip, *tokens, *in_dollars, cached)
         self._log(request_id, record)
         return record
@@ -151,8 +152,8 @@ class CostTracker:
             "period_hours": hours,
             "total_requests": usage.requests,
             "cached_requests": usage.cached_requests,
-            "total_cost": usage.cost / NANO,
-            "cost_savings_from_cache": usage.saved / NANO,
+            "total_cost": dollars(usage.cost),
+            "cost_savings_from_cache": dollars(usage.saved),
             "input_tokens": usage.input_tokens,
             "output_tokens": usage.output_tokens,
         }

@@ -1,6 +1,11 @@
-"""Tokens to money, and money to people. `cost_tracker` is the front door: import from there.
+"""Tokens to money, and money to people.
 
-prices.py    what a token costs, on which day; exact sums in nano-dollars
-tokens.py    tokens counted without asking Gemini, and how far off that is
-records.py   the ledger's rows as CSV, JSON lines and a table to read
+    prices.py    what a token costs, on which day; exact sums in nano-dollars
+    tokens.py    tokens counted without asking Gemini, and how far off that is
+    till.py      one attempt at Gemini on the books, from its reservation to its settlement
+    export.py    the ledger's rows as CSV and JSON lines, and the times that select them
+    report.py    the ledger's sums as tables to read
+    cli.py       export, report and prune from the command line
+
+`cost_tracker` is the front door for scripts and people.
 """

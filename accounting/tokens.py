@@ -19,7 +19,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accounting.prices import DEFAULT_MODEL, NANO, Price
+from accounting.prices import DEFAULT_MODEL, Price, dollars
 
 if TYPE_CHECKING:
     import tiktoken
@@ -75,7 +75,7 @@ class TokenCounter:
         A float is for people and scripts; the service adds up nano-dollars (`Price.cost`).
         """
         cost = self._price.cost(input_tokens, output_tokens)
-        return cost.input / NANO, cost.output / NANO, cost.total / NANO
+        return dollars(cost.input), dollars(cost.output), dollars(cost.total)
 
 
 def _encoding(file: Path) -> tiktoken.Encoding | None:

@@ -212,6 +212,31 @@ class TestExportCommand:
         assert [row["client"] for row in rows if row["cached"] == "true"] == ["'=bob"]
         assert list(file.parent.iterdir()) == [file]
 
+    def test_a_device_is_written_and_not_replaced(self, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """`--output /dev/null` leaves a device there."""
+        assert run(capsys, "export", "--database", database, "--output", os.devnull)[0] == 0
+        assert Path(os.devnull).is_char_device()
+
+    def test_the_settings_name_the_ledger(
+        self, database: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without `--database` it is the one in DATA_DIR; settings that cannot be used are told in words."""
+        monkeypatch.setenv("DATA_DIR", str(database.parent))
+        assert run(capsys, "export", "--format", "jsonl")[1].count("\n") == 4
+        assert run(capsys, "prune", "--dry-run")[1].startswith("rows older than 400 days: ")
+        monkeypatch.setenv("USAGE_RETENTION_DAYS", "soon")
+        status, _, err = run(capsys, "prune")
+        assert (status, "USAGE_RETENTION_DAYS" in err, "Traceback" in err) == (1, True, False)
+
+    def test_an_interrupted_command_says_nothing(self, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ctrl-C ends it with the status that shells expect."""
+
+        def interrupted(*_arguments: object) -> Iterator[str]:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("accounting.cli.report", interrupted)
+        assert main(["report", "--database", str(database)]) == 130
+
     @pytest.mark.parametrize(
         ("arguments", "status", "told"),
         [
@@ -339,6 +364,14 @@ class TestProgress:
             clock.advance(0.3)
         progress.end(4)
         assert stream.getvalue() == "\rrows exported: 3\rrows exported: 4\n"
+
+    def test_rows_are_counted_as_they_pass(self) -> None:
+        """Passing them on changes nothing."""
+        clock, stream = FakeClock(0.0), Terminal()
+        progress = Progress(stream, "exported", monotonic=clock)
+        clock.advance(1)
+        assert sum(progress.counted(range(1500))) == sum(range(1500))
+        assert stream.getvalue() == "\rrows exported: 1,000\rrows exported: 1,500\n"
 
     def test_a_log_hears_of_every_hundred_thousand_rows(self) -> None:
         """A file is not filled with carriage returns."""
