@@ -192,7 +192,7 @@ MEGABYTE = 1 << 20
     ],
 )
 def test_megabytes_of_anything_cost_little(piece: str) -> None:
-    """Adversarial repetition hangs neither detection nor masking (the bound is a guard against hanging, not a figure)."""
+    """Adversarial repetition hangs neither detection nor masking; the bound only guards against hanging."""
     text = piece * (MEGABYTE // len(piece))
     started = time.perf_counter()
     inspect("/" + text, "q=" + text, text)

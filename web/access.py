@@ -247,9 +247,9 @@ class Access(enum.Enum):
     ADMIN = "admin"
 
 
-OPEN_PATHS: Final = ("/health", "/api/v1/health", "/api/v1/openapi.json", "/swagger")
-ADMIN_PATHS: Final = ("/api/v1/usage/export", "/api/v1/cache")
-"""Both with all below them. Whatever is in neither needs a key, so that a new route is never open by oversight."""
+OPEN_PATHS: Final = ("/health/", "/api/v1/health/", "/api/v1/openapi.json/", "/swagger/")
+ADMIN_PATHS: Final = ("/api/v1/usage/export/", "/api/v1/cache/")
+"""Both with all below them. What is in neither needs a key, so that a new route is never open by oversight."""
 
 
 def access_of(method: str, path: str, group_by: str | None = None) -> Access:
@@ -257,15 +257,12 @@ def access_of(method: str, path: str, group_by: str | None = None) -> Access:
 
     A preflight (OPTIONS) carries no credentials by design. What has no route is a 404 for everybody: don't ask here.
     """
-    if method == "OPTIONS" or _below(path, OPEN_PATHS):
+    folder = f"{path}/"
+    if method == "OPTIONS" or folder.startswith(OPEN_PATHS):
         return Access.OPEN
-    if _below(path, ADMIN_PATHS) or group_by == "client":
+    if folder.startswith(ADMIN_PATHS) or group_by == "client":
         return Access.ADMIN
     return Access.KEY
-
-
-def _below(path: str, tops: tuple[str, ...]) -> bool:
-    return any(path == top or path.startswith(f"{top}/") for top in tops)
 
 
 def authorize(ring: KeyRing, access: Access, secret: str | None) -> ApiKey | None:
