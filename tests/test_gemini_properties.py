@@ -14,7 +14,9 @@ from upstream.failures import MAX_WAIT_SECONDS, failure_of_status, parse_duratio
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given, settings  # noqa: E402  # after the check that it is there
-from hypothesis import strategies as st
+from hypothesis import strategies as st  # noqa: E402
+
+BRIEF = settings(max_examples=60, deadline=None)
 
 json_values: Any = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -36,7 +38,7 @@ def cut_up(body: bytes, places: list[int]) -> Iterator[bytes]:
     indent=st.none() | st.integers(0, 2),
     ascii_only=st.booleans(),
 )
-@settings(deadline=None)
+@BRIEF
 def test_an_array_gives_its_objects_however_it_is_cut(
     objects: list[dict[str, Any]], places: list[int], indent: int | None, ascii_only: bool
 ) -> None:
@@ -46,18 +48,18 @@ def test_an_array_gives_its_objects_however_it_is_cut(
 
 
 @given(objects=st.lists(json_dicts, min_size=1, max_size=3), length=st.integers(0, 10_000))
-@settings(deadline=None)
+@BRIEF
 def test_an_array_that_is_cut_short_says_so(objects: list[dict[str, Any]], length: int) -> None:
     """No part of an array passes for a whole one, and what it gave before was right."""
     body = json.dumps(objects).encode()
     given_before: list[Any] = []
-    with pytest.raises(ValueError, match=""):
+    with pytest.raises(ValueError, match=r"array|codec"):
         given_before.extend(json.loads(text) for text in json_objects([body[: length % len(body)]]))
     assert given_before == objects[: len(given_before)]
 
 
 @given(pieces=st.lists(st.binary(max_size=40), max_size=6))
-@settings(deadline=None)
+@BRIEF
 def test_any_bytes_are_objects_or_a_value_error(pieces: list[bytes]) -> None:
     """Garbage raises nothing else."""
     try:
@@ -67,7 +69,7 @@ def test_any_bytes_are_objects_or_a_value_error(pieces: list[bytes]) -> None:
 
 
 @given(text=st.text() | st.from_regex(r"[0-9.]{1,30}(ms|s|m)", fullmatch=True))
-@settings(deadline=None)
+@BRIEF
 def test_a_duration_is_not_negative_or_none(text: str) -> None:
     """Whatever the text."""
     seconds = parse_duration(text)
@@ -81,7 +83,7 @@ def test_a_duration_is_read_as_google_writes_it(seconds: int, nanos: int) -> Non
     assert parse_duration(f"{seconds}.{nanos:09}ms") == pytest.approx((seconds + nanos / 1e9) / 1000)
 
 
-@pytest.mark.parametrize("value", [None, 5, "", "s", "5", "-5s", "5 s", "1e9s", "nans", "5m", "٥s", "1" * 50 + "s"])
+@pytest.mark.parametrize("value", [None, 5, "", "s", "5", "-5s", "5 s", "1e9s", "nans", "5m", "\u0665s", "9" * 50])
 def test_what_is_no_duration_is_none(value: object) -> None:
     """Units are required, signs, exponents and digits of other scripts refused."""
     assert parse_duration(value) is None
@@ -114,7 +116,7 @@ error_bodies: Any = (
 
 
 @given(status=st.integers(100, 999) | json_values, body=error_bodies, retry_after=st.text(max_size=8))
-@settings(deadline=None)
+@BRIEF
 def test_any_error_has_a_meaning(status: object, body: bytes, retry_after: str) -> None:
     """Always one of our failures, with a bounded wait and a sentence that holds nothing of the body."""
     failure = failure_of_status(status, body, {"Retry-After": retry_after})

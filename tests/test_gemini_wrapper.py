@@ -62,11 +62,12 @@ from tests.scripted_gemini import (
     usage,
     wrong_content_type,
 )
+from upstream import calls
 
 KEY = "AIza-a-key-that-nobody-may-see"
 MODEL = "gemini-2.5-flash-lite"
 ASK = Instruction("Say hello.", 0.7, 2048)
-SHORT, SLACK = 0.3, 0.15
+SHORT, SLACK = 0.3, 0.3
 """Seconds until a call that hangs is ended, and how much later than that it may return."""
 
 Client = Callable[..., Gemini]
@@ -542,6 +543,40 @@ def test_the_deadline_of_one_call_leaves_the_others_alone(client: Client) -> Non
         assert isinstance(hung.exception(), UpstreamTimeout)
         release.set()
         assert late.result().text == "late"
+
+
+class Connection:
+    """What `Call.claim` needs to see of a connection."""
+
+    owner: calls.Call | None = None
+    wire: socket.socket | None = None
+
+
+def test_a_late_cut_spares_the_next_call() -> None:
+    """A connection that went on to another call is not shut down by the deadline of the one before."""
+    near, far = socket.socketpair()
+    with near, far:
+        watchdog, connection = calls.Watchdog(), Connection()
+        first, second = calls.Call(watchdog, 1.0), calls.Call(watchdog, 2.0)
+        first.claim(connection, near)
+        second.claim(connection, near)
+        first.cut(calls.Cut.DEADLINE)
+        far.sendall(b"fine")
+        assert near.recv(4) == b"fine"
+        second.cut(calls.Cut.CANCEL)
+        second.cut(calls.Cut.DEADLINE)
+        assert near.recv(4) == b""
+    assert second.cut_by is calls.Cut.CANCEL
+
+
+def test_a_call_that_was_cut_cannot_claim() -> None:
+    """A deadline that passes while the connection is made shuts the new socket down too."""
+    near, far = socket.socketpair()
+    with near, far:
+        call = calls.Call(calls.Watchdog(), 1.0)
+        call.cut(calls.Cut.DEADLINE)
+        call.claim(Connection(), near)
+        assert far.recv(4) == b""
 
 
 # Keys, proxies, logs, start

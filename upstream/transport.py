@@ -49,6 +49,8 @@ class _Owned:
 
     def request(self: Any, *args: Any, **options: Any) -> None:
         call = running.call
+        if call.cut_by or call.remaining <= 0:
+            raise ConnectTimeoutError(self, "the call was over before it was sent")
         if self.sock is None:
             self.connect()
         call.claim(self, self.sock)
