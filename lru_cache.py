@@ -110,16 +110,18 @@ class LRUCache(Generic[K, V]):
         lifetime = self._default_lifetime if ttl is None else ttl
         entries = self._entries
         with self._lock:
+            held = self._bytes
             former = entries.get(key)
             if former is not None:
-                self._bytes -= former[2]
+                held -= former[2]
                 del entries[key]
             if lifetime > 0 and weight <= self._most_bytes:
                 entries[key] = (value, self._monotonic() + lifetime, weight)
-                self._bytes += weight
-                while len(entries) > self._max_size or self._bytes > self._most_bytes:
-                    self._bytes -= entries.popitem(False)[1][2]
+                held += weight
+                while len(entries) > self._max_size or held > self._most_bytes:
+                    held -= entries.popitem(False)[1][2]
                     self._evictions += 1
+            self._bytes = held
 
     def delete(self, key: K) -> bool:
         """Forget `key`; True when there was an entry, expired or not."""

@@ -248,6 +248,7 @@ class TestResponseCache:
         cache.store(b"k", answer())
         clock.advance(100)
         assert cache.look_up_stale(b"k") is None
+        assert (cache.clear(), cache.clear()) == (1, 0)
 
     @pytest.mark.parametrize("ttl", [0, -5])
     def test_ttl_0_is_not_kept_even_as_stale(self, cache: ResponseCache, ttl: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from threading import Barrier, Lock, Thread
 
@@ -149,6 +150,16 @@ class TestHit:
         rejected = hit(limiter, "a", MINUTE)
         clock.advance(rejected.retry_after)
         assert hit(limiter, "a", MINUTE).admitted
+
+    def test_the_promise_holds_at_any_moment(self, limiter: RateLimiter, clock: FakeClock) -> None:
+        """The same for moments whose sums and differences do not fit a float."""
+        chance = random.Random(1)
+        for number in range(1000):
+            clock.now = chance.uniform(0, 1)
+            hit(limiter, str(number), Limit(1, 60))
+            clock.advance(chance.uniform(0, 59))
+            clock.advance(hit(limiter, str(number), Limit(1, 60)).retry_after)
+            assert hit(limiter, str(number), Limit(1, 60)).admitted
 
     def test_two_hundred_threads_share_a_hundred_calls(self, limiter: RateLimiter) -> None:
         """Of 200 calls at once against a limit of 100, exactly 100 are admitted."""

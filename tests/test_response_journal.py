@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -290,6 +291,7 @@ def test_a_rewritten_file_is_found_by_the_others(
 WRITER = """
 import sys
 from pathlib import Path
+from zlib import crc32
 import stores.response_journal as module
 from lru_cache import StoredAnswer
 module.SMALL_FILE_BYTES = 20_000
@@ -351,3 +353,25 @@ def test_a_cache_comes_back_as_it_was(open_journal: OpenJournal, clock: FakeCloc
     restored.restore(open_journal().load())
     assert restored.look_up(b"hot") == (answer(), 40, 60)
     assert restored.look_up(b"19") is not None
+
+
+@pytest.mark.parametrize("payload", [b"no JSON\n", b"[]\n", b'["zz"]\n', b'["00", 1]\n', b"7"])
+def test_a_record_that_says_something_else_is_damage(
+    open_journal: OpenJournal, path: Path, warnings: list[str], payload: bytes
+) -> None:
+    """A whole record whose content is not ours is left out like a damaged one."""
+    write(open_journal(), b"a")
+    prefix = stores.response_journal.PREFIX.pack(stores.response_journal.MARK, crc32(payload), len(payload))
+    path.write_bytes(path.read_bytes() + prefix + payload)
+    assert keys_of(open_journal()) == [b"a"]
+    assert len(warnings) == 1
+
+
+def test_a_file_deleted_while_waiting_for_its_lock_is_opened_anew(
+    open_journal: OpenJournal, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written goes to the file that stands at the path, not to one that has just gone."""
+    waits = iter([path.unlink])
+    monkeypatch.setattr(stores.response_journal, "_lock", lambda descriptor: next(waits, lambda: None)())
+    write(open_journal(), b"a")
+    assert keys_of(open_journal()) == [b"a"]
