@@ -84,7 +84,15 @@ def _remembered(
 
 @_remembered
 def _path_findings(path: str) -> tuple[Finding, ...]:
-    return _target_findings(path, [path], _PATH_RULES, encoded_from=1)
+    return _target_findings(path, [_utf8(path)], _PATH_RULES, encoded_from=1)
+
+
+def _utf8(path: str) -> str:
+    """A path's real text, as WSGI hands over bytes dressed as Latin-1 (PEP 3333); one that is none already stays."""
+    try:
+        return path if path.isascii() else path.encode("latin-1").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return path
 
 
 def _query_findings(query: str) -> tuple[Finding, ...]:
@@ -169,7 +177,10 @@ def _canonical(text: str) -> str:
 
 
 def _is_sentence(text: str) -> bool:
-    """Three plain words that belong to no query language make a sentence, as does a word that asks, in front."""
+    """Three plain words that belong to no query language make a sentence, as does a word that asks, in front.
+
+    So does a whole statement: an injection is the torn half of one.
+    """
     return _plain_words(text, _CODE_WORDS) >= 3 or _ASKS.match(text) is not None
 
 
@@ -185,7 +196,8 @@ def _plain_words(text: str, ignored: frozenset[str]) -> int:
 
 
 _ASKS: Final = re.compile(
-    r"(?:what|how|why|who|which|can|could|does|explain|describe|tell|write|please|translate|summari[sz]e|help) ",
+    r"(?:what|how|why|who|which|can|could|does|explain|describe|tell|write|please|translate|summari[sz]e|help"
+    r"|select|insert into|update|delete from|create table) ",
     re.IGNORECASE,
 )
 _TAG: Final = re.compile(r"<[^<>]{0,400}>?")
@@ -257,7 +269,7 @@ _script = _pattern(
     r"<(?:meta|link|base)\b[^<>]{0,200}(?:http-equiv|href) ?=",
     r"[\"'`][ />]{0,4}(?:[a-z]{1,20} ){0,2}"
     r"on(?:error|load|click|focus|blur|toggle|begin|start|mouse\w{2,8}|key\w{2,5}|pointer\w{2,8}) ?=",
-    r"(?:^|[\"'=(])(?:java ?script|vb ?script) ?:(?! ?(?:void ?\(? ?0|;|$))",
+    r"(?:^|[\"'=(])(?:j ?a ?v ?a ?s ?c ?r ?i ?p ?t|vb ?script) ?:(?! ?(?:void ?\(? ?0|;|$))",
     r"^data ?: ?text/html",
     r"[\"'`;)}][ ;)}/*+-]{0,6}(?:alert|confirm|prompt|eval|fetch)(?: ?\(|`|\.(?:call|apply))",
     r"[\"'`;)}][ ;)}/*+-]{0,6}(?:document|window|location)\.[a-z]{1,20} ?[=(.]",
@@ -322,8 +334,8 @@ def _sql_signs(text: str) -> re.Match[str] | None:
 _probe = _pattern(
     r"(?:^|/)\.(?!well-known(?:/|$))[^./]",
     r"\.(?:php\d?|phtml|aspx?|ashx|asmx|axd|jspx?|jsf|cfm|cgi|pl|do|action|bak|backup|old|orig|save|swp|sql|sqlite3?|mdb|env"
-    r"|ini|conf|cfg|log|pem|p12|pfx|ppk|tar|tgz|gz|bz2|zip|rar|7z|exe|dll|sh|bat|ps1|rsp|config)~?(?:[/;]|$)|~$",
-    r"(?:^|/)(?:wp-[a-z]|wordpress|wp|xmlrpc|php-?my-?admin|my-?admin|mysql-?admin|pma|adminer|phpinfo|php-?pg-?admin|cgi-bin"
+    r"|ini|conf|cfg|log|pem|p12|key|pfx|ppk|tar|tgz|gz|bz2|zip|rar|7z|exe|dll|sh|bat|ps1|rsp|config)~?(?:[/;?]|$)|~$",
+    r"(?:^|/)(?:wp-[a-z]|wordpress|wp|xmlrpc|php-?my-?admin[\w.-]{0,20}|my-?admin|mysql-?admin|pma|adminer|phpinfo|php-?pg-?admin|cgi-bin"
     r"|administrator|joomla|drupal|magento|typo3|laravel|vendor|node_modules|telescope|_ignition|_profiler|_debugbar"
     r"|actuator|jolokia|jmx-console|web-console|invoker|manager/(?:html|text|status)|host-manager|solr|jenkins|hudson|nacos"
     r"|druid|geoserver|struts2?|server-(?:status|info)|nginx_status|debug/(?:pprof|vars|default)|owa|ecp|autodiscover"

@@ -34,6 +34,7 @@ class TestInspect:
             ("/a/../../etc/passwd", "path_traversal"),
             ("/a/..\\..\\windows\\win.ini", "path_traversal"),
             ("/..;/manager", "path_traversal"),
+            ("/..\xc0\xaf..\xc0\xafetc/passwd", "path_traversal"),
             ("/..\ufffd\ufffd..\ufffd\ufffdetc/passwd", "path_traversal"),
             ("/.env", "probing_path"),
             ("/wp-admin/", "probing_path"),
@@ -128,6 +129,7 @@ class TestInspect:
             "1+or+2+bedrooms",
             "select+a+plan",
             "what+is+'+or+1=1",
+            "SELECT+a+FROM+t+WHERE+x+=+'1'+--+comment",
         ],
     )
     def test_a_question_about_an_attack_is_none(self, question: str) -> None:
