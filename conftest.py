@@ -29,7 +29,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def clock() -> FakeClock:
     """A clock that moves only when told; it begins now, so that deadlines made from it are plausible outside too."""
-    return FakeClock(time.monotonic())
+    return FakeClock(float(int(time.monotonic())))
 
 
 @pytest.fixture
@@ -55,10 +55,14 @@ def environment(tmp_path: Path, gemini: ScriptedGemini) -> dict[str, str]:
 def make_app(environment: dict[str, str], clock: FakeClock) -> Iterator[Callable[..., Api]]:
     """Builds applications, with settings by name; `real_time=True` for those that must not stand still."""
     made: list[Api] = []
+    offset = float(int(time.time() - clock()))
+
+    def wall() -> float:
+        return clock() + offset
 
     def make(*, real_time: bool = False, threads: int = THREADS, **settings: str) -> Api:
         texts = environment | {name.upper(): text for name, text in settings.items()}
-        times: dict[str, Any] = {} if real_time else {"clock": _wall(clock), "monotonic": clock}
+        times: dict[str, Any] = {} if real_time else {"clock": wall, "monotonic": clock}
         app = create_app(load_settings(texts, env_file=None), **times)
         app.backend.open(threads)
         made.append(app)
@@ -67,12 +71,6 @@ def make_app(environment: dict[str, str], clock: FakeClock) -> Iterator[Callable
     yield make
     for app in made:
         app.backend.close()
-
-
-def _wall(clock: FakeClock) -> Callable[[], float]:
-    """The wall clock that goes with a monotonic one."""
-    offset = time.time() - clock()
-    return lambda: clock() + offset
 
 
 @pytest.fixture

@@ -124,11 +124,10 @@ class Gemini:
         return AnswerStream(send, call, self._model, gap_seconds=gap_seconds)
 
     def _sdk(self) -> _Sdk:
-        if self._built is None:
-            with self._building:
-                if self._built is None:
-                    self._built = _Sdk(self._api_key, self._endpoint, self._max_connections, self._monotonic)
-        return self._built
+        with self._building:
+            if self._built is None:
+                self._built = _Sdk(self._api_key, self._endpoint, self._max_connections, self._monotonic)
+            return self._built
 
 
 class AnswerStream:

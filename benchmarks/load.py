@@ -22,14 +22,14 @@ from statistics import median
 
 from benchmarks.servers import CORES, PROJECT, pinned
 
-NUMBER = "{n}"
-"""Stands, in a body or a header, for the number of the request."""
+NUMBER, ADDRESS = "{n}", "{address}"
+"""Stand, in a body or a header, for the number of the request and for an IPv4 address made of it."""
 ANSWER_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is sent. `{n}` in the body or a header becomes the number of the request."""
+    """What is sent, with what `{n}` and `{address}` stand for in the body and the headers."""
 
     path: str
     body: str | None = None
@@ -38,7 +38,8 @@ class Request:
     @property
     def varies(self) -> bool:
         """No two are alike."""
-        return NUMBER in (self.body or "") or any(NUMBER in value for value in self.headers.values())
+        texts = (self.body or "", *self.headers.values())
+        return any(mark in text for mark in (NUMBER, ADDRESS) for text in texts)
 
     @property
     def method(self) -> str:
@@ -47,11 +48,16 @@ class Request:
 
     def encoded(self, number: int) -> bytes:
         """The bytes of request `number`."""
-        body = (self.body or "").replace(NUMBER, str(number)).encode()
+        body = _numbered(self.body or "", number).encode()
         head = {"Host": "127.0.0.1", "Content-Type": "application/json", "Content-Length": str(len(body))}
         lines = [f"{name}: {value}" for name, value in {**head, **self.headers}.items()]
         text = "\r\n".join([f"{self.method} {self.path} HTTP/1.1", *lines, "", ""])
-        return text.replace(NUMBER, str(number)).encode() + body
+        return _numbered(text, number).encode() + body
+
+
+def _numbered(text: str, number: int) -> str:
+    address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+    return text.replace(NUMBER, str(number)).replace(ADDRESS, address)
 
 
 @dataclass(frozen=True, slots=True)

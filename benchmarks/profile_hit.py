@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from types import CodeType, FrameType
@@ -128,13 +129,13 @@ class Sampler:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
     def _sample(self, _signal: int, innermost: FrameType | None) -> None:
-        frame, outside = innermost, False
-        while frame is not None:
+        frame = innermost
+        while frame is not None and innermost is not None:
             module = self._module(frame.f_code)
             if module is not None:
-                self.places[_place(module, frame.f_code.co_qualname, outside=outside)] += 1
+                self.places[_place(module, frame.f_code, innermost.f_code)] += 1
                 return
-            frame, outside = frame.f_back, True
+            frame = frame.f_back
 
     def _module(self, code: CodeType) -> str | None:
         if code not in self._known:
@@ -144,10 +145,13 @@ class Sampler:
         return self._known[code]
 
 
-def _place(module: str, function: str, *, outside: bool) -> Place:
+def _place(module: str, ours: CodeType, innermost: CodeType) -> Place:
     """app.py is told by function, apart from the time Flask takes below it; lru_cache.py, which serves two, by class."""
+    function = ours.co_qualname
+    if module == "app.py" and innermost is not ours:
+        return f"Flask below app.py {function}", f"{Path(innermost.co_filename).stem}.{innermost.co_qualname}"
     if module == "app.py":
-        return f"{'Flask below ' if outside else ''}app.py {function}", function
+        return f"app.py {function}", function
     if module == "lru_cache.py":
         return f"lru_cache.py {function.partition('.')[0]}", function
     return ("the loop itself" if module.startswith("benchmarks/") else module), function
@@ -183,8 +187,9 @@ def lines(seconds: float, functions: int) -> Iterator[str]:
         micros = (after[name] - before[name]) / count * 1e6
         if micros > 0.05:
             yield f"hit, in thread {name:15s} {micros:4.1f} µs"
-    yield from _ranked("µs by part", sampler.places, hit_micros, lambda place: place[0], 100)
-    yield from _ranked("µs by function", sampler.places, hit_micros, lambda place: f"{place[0]}: {place[1]}", functions)
+    scale = Scale(sampler.places.total(), hit_micros, floor_micros)
+    yield from _ranked("part", sampler.places, scale, lambda place: place[0], 100)
+    yield from _ranked("function", sampler.places, scale, lambda place: f"{place[0]}: {place[1]}", functions)
 
 
 def _in_turn(seconds: float, *sides: tuple[Wsgi, dict[str, Any]]) -> list[float]:
@@ -198,15 +203,25 @@ def _in_turn(seconds: float, *sides: tuple[Wsgi, dict[str, Any]]) -> list[float]
     return [took / count * 1e6 for count, took in totals]
 
 
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What makes microseconds of samples: all of them, and microseconds per hit and per call of the floor."""
+
+    samples: int
+    hit_micros: float
+    floor_micros: float
+
+
 def _ranked(
-    title: str, places: Counter[Place], micros: float, name: Callable[[Place], str], most: int
+    heading: str, places: Counter[Place], scale: Scale, name: Callable[[Place], str], most: int
 ) -> Iterator[str]:
     grouped: Counter[str] = Counter()
     for place, samples in places.items():
         grouped[name(place)] += samples
-    yield f"\n{title}"
+    yield f"\n    µs  % of floor  {heading}"
     for named, samples in grouped.most_common(most):
-        yield f"{samples / places.total() * micros:6.1f}  {named}"
+        micros = samples / scale.samples * scale.hit_micros
+        yield f"{micros:6.1f}  {micros / scale.floor_micros * 100:10.1f}  {named}"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
 from typing import TypeVar
 
 from errors import Retry, UpstreamFailure
@@ -122,8 +121,8 @@ class Retrier:
         whatever else `attempt` raises at once.
         """
         self._budget.count_call()
-        once_used = False
-        for number in count(1):
+        number, once_used = 1, False
+        while True:
             try:
                 return attempt(number)
             except UpstreamFailure as failure:
@@ -134,7 +133,7 @@ class Retrier:
                         failure.retry_after = failure.wait
                     raise
                 once_used = once_used or failure.retry is Retry.ONCE
-        raise AssertionError("attempts are counted without end")
+                number += 1
 
     def _pause(self, failure: UpstreamFailure, number: int) -> float:
         if failure.wait is not None:

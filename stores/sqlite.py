@@ -19,6 +19,7 @@ Sync = Literal["full", "normal", "off"]
 BUSY_SECONDS = 5.0
 SWITCH_PAUSE_SECONDS = 0.02
 WAL_LIMIT_BYTES = 64 * 1024 * 1024
+CHECKPOINT_PAGES = 4_000
 
 _UNAVAILABLE = frozenset(
     {
@@ -92,6 +93,7 @@ class SQLiteEngine:
             _into_wal_mode(raw)
             raw.execute(f"PRAGMA synchronous = {self._sync}")
             raw.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
+            raw.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             raw.execute(f"PRAGMA query_only = {read_only:d}")
         except BaseException:
             raw.close()

@@ -62,7 +62,7 @@ from tests.scripted_gemini import (
     usage,
     wrong_content_type,
 )
-from upstream import calls
+from upstream import bodies, calls
 
 KEY = "AIza-a-key-that-nobody-may-see"
 MODEL = "gemini-2.5-flash-lite"
@@ -322,6 +322,15 @@ def test_an_unreadable_answer_may_have_been_billed(client: Client, step: Step) -
     failure = failure_of(client, step)
     assert type(failure) is UpstreamInvalidAnswer
     assert (failure.retry, failure.breaks, failure.maybe_billed) == (Retry.NEVER, False, True)
+
+
+def test_an_answer_without_end_is_not_held(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past a size that no answer has, the rest is not read."""
+    monkeypatch.setattr(bodies, "MAX_BODY_BYTES", 1000)
+    assert answer_to(client, text("x" * 500)).text == "x" * 500
+    failure = failure_of(client, text("x" * 1000))
+    assert type(failure) is UpstreamInvalidAnswer
+    assert failure.maybe_billed
 
 
 @pytest.mark.parametrize("after_bytes", [150, 300])
@@ -631,6 +640,12 @@ def test_a_proxy_is_used_for_other_hosts(client: Client, monkeypatch: pytest.Mon
         with suppress(UpstreamFailure):  # it does not speak proxy; that it was asked is enough
             ask(gemini)
         assert server.count == 1
+
+
+def test_a_client_that_was_never_used_closes() -> None:
+    """It knows its model, and there is nothing to close."""
+    with Gemini(api_key=KEY, model=MODEL) as gemini:
+        assert gemini.model == MODEL
 
 
 def test_a_client_is_built_once(client: Client) -> None:

@@ -1,4 +1,4 @@
-"""What the bodies and headers of responses hold, in words and types: the reference that the OpenAPI document is made of.
+"""What the bodies and headers of responses hold, in words and types; the OpenAPI document is made of it.
 
 These models describe; they do not render. Tests hold every body that the service sends against them, key by key, so
 that neither side gets ahead of the other.
@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from ledger import GroupBy
 from service import Origin
 from tasks import FinishReason, Task
+
+_SIX_DECIMALS = r"^[0-9]+\.[0-9]{6}$"
 
 
 class Body(BaseModel):
@@ -53,11 +55,11 @@ class Answered(Body):
 class StreamCost(Body):
     """What a streamed answer cost: its headers could not say."""
 
-    input: str = Field(pattern=r"^[0-9]+\.[0-9]{6}$")
+    input: str = Field(pattern=_SIX_DECIMALS)
     """Dollars, as in X-Cost-Input."""
-    output: str = Field(pattern=r"^[0-9]+\.[0-9]{6}$")
+    output: str = Field(pattern=_SIX_DECIMALS)
     """Dollars, as in X-Cost-Output."""
-    total: str = Field(pattern=r"^[0-9]+\.[0-9]{6}$")
+    total: str = Field(pattern=_SIX_DECIMALS)
     """Dollars, as in X-Cost-Total."""
     nanodollars: int = Field(ge=0)
     """The exact total in billionths of a dollar."""
@@ -71,7 +73,13 @@ class StreamDelta(Body):
 
 def task_answer(task: Task) -> type[Body]:
     """The body of a 200 of `task`."""
-    return _with_answer(task, "Response", Answered, f"Answer of POST {task.path}.")
+    answer: Any = (str, Field(description=f"The result: {task.summary[0].lower()}{task.summary[1:]}."))
+    return create_model(
+        _name(task, "Response"),
+        __base__=Answered,
+        __doc__=f"Answer of POST {task.path}.",
+        **{task.answer_field: answer},
+    )
 
 
 def stream_end(task: Task) -> type[Body]:
@@ -82,11 +90,6 @@ def stream_end(task: Task) -> type[Body]:
         __doc__=f"Data of `event: done`: the whole answer of POST {task.path}, and its cost.",
         cost=(StreamCost, ...),
     )
-
-
-def _with_answer(task: Task, suffix: str, base: type[Body], says: str) -> type[Body]:
-    field: Any = (str, Field(description=f"The answer to: {task.summary[0].lower()}{task.summary[1:]}."))
-    return create_model(_name(task, suffix), __base__=base, __doc__=says, **{task.answer_field: field})
 
 
 def _name(task: Task, suffix: str) -> str:
@@ -286,8 +289,8 @@ class Header:
     always: bool = False
 
 
-def _dollars(meaning: str) -> Header:
-    return Header(meaning, {"type": "string", "pattern": r"^[0-9]+\.[0-9]{6}$"}, "0.000170", always=True)
+def _dollars(meaning: str, *, always: bool = True) -> Header:
+    return Header(meaning, {"type": "string", "pattern": _SIX_DECIMALS}, "0.000170", always)
 
 
 def _count(meaning: str, example: int, *, least: int = 0, always: bool = False) -> Header:
@@ -317,7 +320,7 @@ HEADERS: dict[str, Header] = {
         "false",
         always=True,
     ),
-    "X-Cost-Saved": _dollars("Dollars that a cached answer did not cost."),
+    "X-Cost-Saved": _dollars("Dollars that a cached answer did not cost.", always=False),
     "X-Cost-Pending": Header(
         "On a stream that is not from the cache: cost and token headers are 0, `event: done` has the true figures.",
         {"type": "string", "enum": ["true"]},
@@ -345,7 +348,13 @@ HEADERS: dict[str, Header] = {
 }
 """Every response header of ours by its name."""
 
-RATE_LIMIT_HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "RateLimit", "RateLimit-Policy")
+RATE_LIMIT_HEADERS = (
+    "X-RateLimit-Limit",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+    "RateLimit",
+    "RateLimit-Policy",
+)
 """On responses that were counted against the client's limits."""
 
 ANSWER_HEADERS = ("Cache-Status", "Age", "X-Cost-Saved")

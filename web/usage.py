@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from math import floor
 from typing import Any, get_args
 
 from flask import Flask, Response, jsonify, request
@@ -27,7 +28,7 @@ def register(app: Flask, backend: Backend) -> None:
 
     def usage() -> Response:
         group_by: Any = _choice("group_by", get_args(GroupBy), "day")
-        to = _moment("to", backend.clock())
+        to = _moment("to", floor(backend.clock()) + 1.0)
         from_ = _moment("from", max(0.0, to - DEFAULT_PERIOD))
         backend.ledger.flush()
         groups = backend.ledger.usage(from_, to, group_by)

@@ -1,0 +1,57 @@
+"""Isolation: what 64 slow calls to Gemini do to those who ask for a kept answer or for health meanwhile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import count
+
+from benchmarks.hits import HIT
+from benchmarks.load import Order, Request, Round, finished, middle, offer, started
+from benchmarks.servers import KEY, Server, emulator, service
+
+HEALTH = Request("/health")
+SLOW = Request("/api/v1/generate/text", json.dumps({"prompt": "A slow question, number {n}."}), {"X-API-Key": KEY})
+SLOW_CALLS = 64
+_numbers = count(0, SLOW_CALLS)
+
+
+def table(*, quick: bool = False) -> Iterator[str]:
+    """The lines of the Markdown table. Slow calls that find no place are refused at once (503), which is the design."""
+    yield "| THREADS | asked for | p50 ms before | during | ratio | p99 ms before | during | slow calls served |"
+    yield "|--:|---|--:|--:|--:|--:|--:|--:|"
+    seconds = 1.0 if quick else 3.0
+    with emulator(latency_ms=seconds * 1000) as upstream:
+        for threads in (32,) if quick else (32, 128):
+            with service(upstream, THREADS=str(threads)) as served:
+                offer(Order(served.port, HIT, requests=1))  # buys the answer
+                for name, request in (("hit", HIT), ("health", HEALTH)):
+                    yield _row(threads, name, served, request, rounds=1 if quick else 5, seconds=seconds)
+
+
+def _row(threads: int, name: str, served: Server, request: Request, *, rounds: int, seconds: float) -> str:
+    ask = Order(served.port, request, seconds=seconds)
+    offer(ask)
+    before: list[Round] = []
+    during: list[Round] = []
+    slow: list[Round] = []
+    for _ in range(rounds):
+        before.append(offer(ask))
+        crowd = started(
+            Order(served.port, SLOW, SLOW_CALLS, requests=SLOW_CALLS, first_number=next(_numbers))
+        )
+        during.append(offer(ask))
+        slow.append(finished(crowd))
+    calm, busy = middle(before), middle(during)
+    served_slow = sum(r.answers - r.refused for r in slow) / rounds
+    cells = (
+        f"{threads}",
+        name,
+        f"{calm.p50 * 1000:.2f}",
+        f"{busy.p50 * 1000:.2f}",
+        f"{busy.p50 / calm.p50:.2f}",
+        f"{calm.p99 * 1000:.2f}",
+        f"{busy.p99 * 1000:.2f}",
+        f"{served_slow:.0f} of {SLOW_CALLS}",
+    )
+    return f"| {' | '.join(cells)} |"

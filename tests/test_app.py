@@ -1,0 +1,421 @@
+"""The HTTP edge: every answer in one shape, with all its headers, whatever went wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from app import Api
+from tests.fakes import FakeClock
+from tests.scripted_gemini import ScriptedGemini, blocked_prompt, finished, no_usage, status, text
+
+TEXT = "/api/v1/generate/text"
+CODE = "/api/v1/generate/code"
+CLASSIFY = "/api/v1/classify/text"
+MakeApp = Callable[..., Api]
+
+
+def code_of(answer: TestResponse) -> str:
+    """The code of an error answer, once its shape is seen to be right."""
+    body = answer.json
+    assert body is not None
+    assert body["request_id"] == answer.headers["X-Request-ID"]
+    assert isinstance(body["error"], str)
+    assert "X-Cost-Overall" in answer.headers
+    return str(body["code"])
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options", "expected"),
+    [
+        ("GET", "/nowhere", {}, (404, "not_found")),
+        ("GET", TEXT, {}, (405, "method_not_allowed")),
+        ("POST", "/health", {}, (405, "method_not_allowed")),
+        ("POST", TEXT, {"data": b"prompt=x"}, (415, "unsupported_media_type")),
+        ("POST", TEXT, {"data": b"{}", "content_type": "text/plain"}, (415, "unsupported_media_type")),
+        ("POST", TEXT, {"data": b'{"prompt": "' + b"x" * 3_000_000 + b'"}', "content_type": "application/json"},
+         (413, "payload_too_large")),
+        ("POST", TEXT, {"json": {"prompt": "x" * 100_001}}, (400, "invalid_request")),
+        ("GET", "/api/v1/usage?group_by=colour", {}, (400, "invalid_request")),
+        ("GET", "/api/v1/usage?from=yesterday", {}, (400, "invalid_request")),
+    ],
+)  # fmt: skip
+def test_every_refusal_has_the_same_shape(
+    client: FlaskClient, method: str, path: str, options: dict[str, Any], expected: tuple[int, str]
+) -> None:
+    """JSON with sentence, code and request id, and all headers."""
+    answer = client.open(path, method=method, **options)
+    assert (answer.status_code, code_of(answer)) == expected
+
+
+def test_405_says_what_is_allowed(client: FlaskClient) -> None:
+    """In `Allow` (RFC 9110)."""
+    assert client.get(TEXT).headers["Allow"] == "OPTIONS, POST"
+
+
+def test_each_bad_field_is_named(client: FlaskClient) -> None:
+    """All of them at once."""
+    answer = client.post(CLASSIFY, json={"text": 1, "categories": ["a", "a"], "more": True})
+    assert answer.json is not None
+    assert {detail["field"] for detail in answer.json["details"]} == {"text", "categories", "more"}
+
+
+def test_a_defect_is_a_500_without_its_story(app: Api, client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client learns a sentence; the error log has the kind of the exception."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("canary /srv/secret/path")
+
+    monkeypatch.setattr(app.backend.completions, "complete", fail)
+    answer = client.post(TEXT, json={"prompt": "x"})
+    assert (answer.status_code, code_of(answer)) == (500, "internal_error")
+    assert "canary" not in answer.text
+    app.backend.logger.flush()
+    assert "ValueError" in (app.settings.log_dir / "api_errors.log").read_text()
+
+
+def test_a_billed_failure_shows_its_cost(client: FlaskClient, gemini: ScriptedGemini) -> None:
+    """Gemini refused the prompt, and charged for reading it."""
+    gemini.answers(blocked_prompt())
+    answer = client.post(TEXT, json={"prompt": "x"})
+    assert (answer.status_code, code_of(answer)) == (422, "content_blocked")
+    assert int(answer.headers["X-Cost-Nanodollars"]) == gemini.delivered.prompt * 100 > 0
+
+
+def test_without_a_key_tasks_say_what_to_set(make_app: MakeApp) -> None:
+    """503 `not_configured`; bad input is still told first, and health is well."""
+    client = make_app(google_api_key="").test_client()
+    answer = client.post(TEXT, json={"prompt": "x"})
+    assert (answer.status_code, code_of(answer)) == (503, "not_configured")
+    assert "GOOGLE_API_KEY" in answer.text
+    assert client.post(TEXT, json={}).status_code == 400
+    assert client.get("/health").status_code == 200
+
+
+def test_an_unknown_model_names_the_setting(client: FlaskClient, gemini: ScriptedGemini) -> None:
+    """502 `model_unavailable`."""
+    gemini.answers(status(404))
+    answer = client.post(TEXT, json={"prompt": "x"})
+    assert (answer.status_code, code_of(answer)) == (502, "model_unavailable")
+    assert "GEMINI_MODEL" in answer.text
+
+
+# Tasks
+
+
+def test_a_prompt_goes_to_the_model_unchanged(client: FlaskClient, gemini: ScriptedGemini) -> None:
+    """Special tokens, markup and control characters included."""
+    prompt = "<|endoftext|> <b>'; DROP TABLE x --\n\t\u202e \U0001f600"
+    gemini.answers(no_usage())
+    answer = client.post(TEXT, json={"prompt": prompt})
+    assert answer.status_code == 200
+    assert gemini.calls[0].prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("```python\nx = 1\n```", "x = 1"),
+        ("```\nx\n\ny\n```\n", "x\n\ny"),
+        ("x = 1", "x = 1"),
+        ("Here:\n```\nx\n```", "Here:\n```\nx\n```"),
+        ("```\na\n```\nand\n```\nb\n```", "```\na\n```\nand\n```\nb\n```"),
+    ],
+)
+def test_one_fence_around_all_of_the_code_is_unwrapped(
+    client: FlaskClient, gemini: ScriptedGemini, said: str, code: str
+) -> None:
+    """Anything else is passed on as it is."""
+    gemini.answers(text(said))
+    answer = client.post(CODE, json={"prompt": "x", "language": "python"})
+    assert answer.json is not None
+    assert answer.json["generated_code"] == code
+
+
+@pytest.mark.parametrize("label", ["a,b", 'say "hi"', "two\nlines", "\U0001f600", "  padded ", "[1]", "null"])
+def test_labels_may_hold_anything(client: FlaskClient, gemini: ScriptedGemini, label: str) -> None:
+    """The answer is the label as given."""
+    gemini.answers(text(label))
+    answer = client.post(CLASSIFY, json={"text": "x", "categories": ["other", label]})
+    assert answer.json is not None
+    assert answer.json["classification"] == label
+    assert gemini.calls[0].labels == ("other", label)
+
+
+def test_a_truncated_answer_is_kept_since_its_limit_is_in_the_key(client: FlaskClient, gemini: ScriptedGemini) -> None:
+    """`finish_reason` says so."""
+    gemini.answers(text("half an ans", finish="MAX_TOKENS"))
+    body = {"prompt": "x", "max_output_tokens": 4}
+    first, second = client.post(TEXT, json=body), client.post(TEXT, json=body)
+    assert first.json is not None
+    assert first.json["finish_reason"] == "max_tokens"
+    assert second.headers["X-Cached"] == "true"
+
+
+def test_a_limit_that_left_no_text_says_so(client: FlaskClient, gemini: ScriptedGemini) -> None:
+    """422, billed, not kept."""
+    gemini.answers(finished("MAX_TOKENS", thoughts=64))
+    answer = client.post(TEXT, json={"prompt": "x", "max_output_tokens": 64})
+    assert (answer.status_code, code_of(answer)) == (422, "max_output_tokens_too_small")
+    assert int(answer.headers["X-Tokens-Output"]) == 64
+
+
+# Headers
+
+
+def test_the_callers_request_id_is_kept_where_it_is_harmless(client: FlaskClient) -> None:
+    """Else there is a new one."""
+    assert client.get("/health", headers={"X-Request-ID": "a.b-C_9"}).headers["X-Request-ID"] == "a.b-C_9"
+    for bad in ("a b", "x" * 129, "é", "a/b", ""):
+        assert client.get("/health", headers={"X-Request-ID": bad}).headers["X-Request-ID"] != bad
+
+
+def test_the_trace_id_is_on_every_line(app: Api, client: FlaskClient) -> None:
+    """Of a valid traceparent; a bad one is ignored."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    client.post(TEXT, json={"prompt": "x"}, headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"})
+    client.get("/nowhere", headers={"traceparent": f"00-{'0' * 32}-00f067aa0ba902b7-01"})
+    app.backend.logger.flush()
+    lines = [json.loads(line) for log in app.settings.log_dir.glob("*.log") for line in log.read_text().splitlines()]
+    assert {line.get("trace_id") for line in lines if line["task"] == "text"} == {trace}
+    assert {line.get("trace_id") for line in lines if line["task"] is None} == {None}
+
+
+@pytest.mark.parametrize(
+    ("cache_control", "cached", "status_line"),
+    [
+        (None, "true", "mtllm; hit; ttl=1790"),
+        ("no-cache", "false", "mtllm; fwd=miss; stored"),
+        ("no-store", "false", "mtllm; fwd=miss"),
+        ("max-age=9", "false", "mtllm; fwd=miss; stored"),
+        ("max-age=10, strange", "true", "mtllm; hit; ttl=1790"),
+        ("max-age=never", "true", "mtllm; hit; ttl=1790"),
+    ],
+)
+def test_cache_control(
+    client: FlaskClient, clock: FakeClock, cache_control: str | None, cached: str, status_line: str
+) -> None:
+    """RFC 9111 in, RFC 9211 out."""
+    client.post(TEXT, json={"prompt": "x"})
+    clock.advance(10)
+    headers = {"Cache-Control": cache_control} if cache_control else {}
+    answer = client.post(TEXT, json={"prompt": "x"}, headers=headers)
+    assert (answer.headers["X-Cached"], answer.headers["Cache-Status"]) == (cached, status_line)
+    assert answer.headers.get("Age") == ("10" if cached == "true" else None)
+
+
+def test_only_if_cached_is_a_free_question(client: FlaskClient, gemini: ScriptedGemini) -> None:
+    """504 `not_cached` on a miss."""
+    answer = client.post(TEXT, json={"prompt": "x"}, headers={"Cache-Control": "only-if-cached"})
+    assert (answer.status_code, code_of(answer)) == (504, "not_cached")
+    assert gemini.count == 0
+
+
+def test_limits_are_told_with_every_task_answer(client: FlaskClient) -> None:
+    """In both spellings, for the window with least remaining."""
+    for left in (59, 58):
+        headers = client.post(TEXT, json={"prompt": "x"}).headers
+        assert headers["X-RateLimit-Limit"] == "60"
+        assert headers["X-RateLimit-Remaining"] == str(left)
+        assert headers["RateLimit"].startswith(f'"60-in-60";r={left};t=')
+        assert headers["RateLimit-Policy"] == '"60-in-60";q=60;w=60, "1000-in-3600";q=1000;w=3600'
+    assert "X-RateLimit-Limit" not in client.get("/health").headers
+
+
+def test_bad_requests_cost_quota_and_refused_ones_do_not(make_app: MakeApp, clock: FakeClock) -> None:
+    """401, 403 and 429 are free; every other outcome of a task counts."""
+    client = make_app(rate_limits="2/minute", api_keys="alice:secret").test_client()
+    key = {"X-API-Key": "secret"}
+    assert [client.post(TEXT, json={}).status_code for _ in range(5)] == [401] * 5
+    assert [client.post(TEXT, json={}, headers=key).status_code for _ in range(4)] == [400, 400, 429, 429]
+    clock.advance(60)
+    assert client.post(TEXT, json={}, headers=key).status_code == 400
+
+
+def test_the_overall_cost_never_decreases(client: FlaskClient) -> None:
+    """It counts from the start of the process and includes the request that shows it."""
+    overall = [client.post(TEXT, json={"prompt": p}).headers["X-Cost-Overall"] for p in ("a", "a", "b" * 4000)]
+    assert overall[0] == overall[1] < overall[2]
+    assert client.get("/health").headers["X-Cost-Overall"] == overall[2]
+
+
+# CORS
+
+
+def test_a_page_of_an_allowed_origin_may_read_every_header(make_app: MakeApp) -> None:
+    """A forbidden one gets no CORS header at all."""
+    client = make_app(cors_origins="https://good.example,https://fine.example").test_client()
+    good = client.get("/health", headers={"Origin": "https://good.example"}).headers
+    bad = client.get("/health", headers={"Origin": "https://bad.example"}).headers
+    assert good["Access-Control-Allow-Origin"] == "https://good.example"
+    assert "Origin" in good["Vary"]
+    assert "Access-Control-Allow-Origin" not in bad
+
+
+def test_a_preflight_is_answered_without_a_key(make_app: MakeApp) -> None:
+    """With the configured methods and headers."""
+    client = make_app(api_keys="alice:secret", cors_methods="POST", cors_headers="Content-Type").test_client()
+    asked = {
+        "Origin": "https://any.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type, x-other",
+    }
+    answer = client.options(TEXT, headers=asked)
+    assert answer.status_code == 200
+    assert answer.headers["Access-Control-Allow-Methods"] == "POST"
+    assert answer.headers["Access-Control-Allow-Headers"].lower() == "content-type"
+
+
+# Access
+
+
+@pytest.fixture
+def guarded(make_app: MakeApp) -> FlaskClient:
+    """A service with two keys and an admin."""
+    return make_app(api_keys="alice:a-secret,bob:b-secret", admin_api_key="admin-secret").test_client()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "anonymous", "with_key", "with_admin"),
+    [
+        ("GET", "/health", 200, 200, 200),
+        ("GET", "/api/v1/health/ready", 200, 200, 200),
+        ("POST", TEXT, 401, 200, 200),
+        ("GET", "/stats", 401, 200, 200),
+        ("GET", "/api/v1/usage", 401, 200, 200),
+        ("GET", "/api/v1/usage?group_by=client", 401, 403, 200),
+        ("GET", "/api/v1/usage/export", 401, 403, 200),
+        ("DELETE", "/api/v1/cache", 401, 403, 200),
+        ("GET", "/nowhere", 404, 404, 404),
+    ],
+)
+def test_who_may_do_what(
+    guarded: FlaskClient, method: str, path: str, anonymous: int, with_key: int, with_admin: int
+) -> None:
+    """The access table."""
+    body = {"json": {"prompt": "x"}} if method == "POST" else {}
+
+    def asked(headers: dict[str, str]) -> int:
+        return guarded.open(path, method=method, headers=headers, **body).status_code
+
+    assert asked({}) == anonymous
+    assert asked({"X-API-Key": "wrong"}) == anonymous
+    assert asked({"Authorization": "Bearer a-secret"}) == with_key
+    assert asked({"X-API-Key": "admin-secret"}) == with_admin
+
+
+def test_without_an_admin_key_its_doors_are_shut(client: FlaskClient) -> None:
+    """Also where everything else is open."""
+    answer = client.delete("/api/v1/cache")
+    assert (answer.status_code, code_of(answer)) == (403, "forbidden")
+
+
+def test_a_hostile_path_is_refused_where_the_operator_says_so(make_app: MakeApp) -> None:
+    """403 with SECURITY_MODE=block; a prompt never."""
+    client = make_app(security_mode="block").test_client()
+    assert client.get("/.env").status_code == 403
+    assert client.post(TEXT, json={"prompt": "' OR 1=1; DROP TABLE users --"}).status_code == 200
+
+
+def test_the_cache_scope_keeps_keys_apart(make_app: MakeApp, gemini: ScriptedGemini) -> None:
+    """With CACHE_SCOPE=key nobody gets another's answer."""
+    client = make_app(api_keys="alice:a,bob:b", cache_scope="key").test_client()
+    cached = [client.post(TEXT, json={"prompt": "x"}, headers={"X-API-Key": key}).headers["X-Cached"] for key in "abab"]
+    assert cached == ["false", "false", "true", "true"]
+
+
+# Money
+
+
+def test_a_budget_is_never_passed_and_402_says_when_it_resets(make_app: MakeApp, gemini: ScriptedGemini) -> None:
+    """The upper bound of a call must fit, hits are free."""
+    client = make_app(daily_budget_usd="0.001", rate_limits="").test_client()
+    codes = [client.post(TEXT, json={"prompt": f"{n}", "max_output_tokens": 1000}).status_code for n in range(50)]
+    assert set(codes) == {200, 402}
+    refused = client.post(TEXT, json={"prompt": "more", "max_output_tokens": 1000})
+    assert code_of(refused) == "budget_exceeded"
+    assert 1 <= int(refused.headers["Retry-After"]) <= 86_400
+    assert client.post(TEXT, json={"prompt": "0", "max_output_tokens": 1000}).headers["X-Cached"] == "true"
+    assert gemini.delivered.candidates * 400 + gemini.delivered.prompt * 100 <= 1_000_000
+
+
+def test_usage_and_export_agree_with_stats(guarded: FlaskClient) -> None:
+    """By group and row by row."""
+    admin = {"X-API-Key": "admin-secret"}
+    for prompt, key in (("x", "a-secret"), ("y", "b-secret"), ("x", "b-secret")):
+        guarded.post(TEXT, json={"prompt": prompt}, headers={"X-API-Key": key})
+    total = guarded.get("/stats", headers=admin).json["overall_stats"]["total_cost_all_time"]  # type: ignore[index]
+    usage = guarded.get("/api/v1/usage?group_by=client", headers=admin).json
+    assert usage is not None
+    assert {group["key"]: group["total_requests"] for group in usage["groups"]} == {"alice": 1, "bob": 2}
+    assert sum(group["total_cost"] for group in usage["groups"]) == pytest.approx(total)
+    lines = guarded.get("/api/v1/usage/export?format=jsonl", headers=admin).text.splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert sum(float(row["total_cost"]) for row in rows) == pytest.approx(total)
+    assert [row["status"] for row in rows] == ["ok", "ok", "hit"]
+    assert len(guarded.get("/api/v1/usage/export", headers=admin).text.splitlines()) == 4
+
+
+def test_an_unpriced_model_is_marked(make_app: MakeApp) -> None:
+    """In the body and in stats; with a budget it is refused."""
+    client = make_app(gemini_model="strange-model").test_client()
+    answer = client.post(TEXT, json={"prompt": "x"})
+    assert answer.json is not None
+    assert answer.json["unpriced"] is True
+    assert client.get("/stats").json["overall_stats"]["unpriced_requests_all_time"] == 1  # type: ignore[index]
+    careful = make_app(gemini_model="strange-model", daily_budget_usd="1").test_client()
+    refused = careful.post(TEXT, json={"prompt": "y"})
+    assert (refused.status_code, code_of(refused)) == (503, "not_configured")
+
+
+def test_the_cache_can_be_emptied(guarded: FlaskClient) -> None:
+    """By the admin, who learns how much was in it."""
+    keys = {"X-API-Key": "admin-secret"}
+    guarded.post(TEXT, json={"prompt": "x"}, headers=keys)
+    assert guarded.delete("/api/v1/cache", headers=keys).json == {"deleted": 1}
+    assert guarded.post(TEXT, json={"prompt": "x"}, headers=keys).headers["X-Cached"] == "false"
+
+
+def test_the_cache_survives_a_restart(make_app: MakeApp, gemini: ScriptedGemini, clock: FakeClock) -> None:
+    """What was asked before is free after."""
+    before = make_app()
+    before.test_client().post(TEXT, json={"prompt": "x"})
+    before.backend.close()
+    clock.advance(100)
+    after = make_app().test_client().post(TEXT, json={"prompt": "x"})
+    assert (after.headers["X-Cached"], after.headers["Age"]) == ("true", "100")
+
+
+# Draining and readiness
+
+
+def test_a_draining_service_refuses_new_tasks(app: Api, client: FlaskClient) -> None:
+    """503 `draining`, and readiness says why; health stays well."""
+    app.lifecycle.draining = True
+    answer = client.post(TEXT, json={"prompt": "x"})
+    assert (answer.status_code, code_of(answer)) == (503, "draining")
+    assert int(answer.headers["Retry-After"]) >= 1
+    ready = client.get("/api/v1/health/ready")
+    assert ready.status_code == 503
+    assert ready.json is not None
+    assert ready.json["checks"]["draining"]["status"] == "fail"
+    assert client.get("/health").status_code == 200
+
+
+def test_an_open_breaker_is_degraded_and_not_unready(client: FlaskClient, gemini: ScriptedGemini) -> None:
+    """Stored answers can still be served."""
+    gemini.answers(*[status(500)] * 10)
+    for number in range(5):
+        client.post(TEXT, json={"prompt": f"{number}"})
+    ready = client.get("/api/v1/health/ready")
+    assert ready.json is not None
+    assert (ready.status_code, ready.json["status"]) == (200, "degraded")
+    assert ready.json["checks"]["breaker"]["status"] == "degraded"

@@ -1,0 +1,83 @@
+"""Swagger UI at /swagger/: the files of an installed package and a page of ours. Nothing is asked of other servers."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from flask import Flask, Response, send_from_directory
+
+from web import openapi
+
+PREFIX = "/swagger"
+PACKAGE = "flask_swagger_ui"
+"""Only its copy of Swagger UI is used: the page of its blueprint needs inline scripts, which the policy forbids."""
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+"""Swagger UI sets style attributes and draws its icons from data: URLs; everything else comes from this server."""
+
+OPTIONS = {
+    "url": openapi.PATH,
+    "dom_id": "#swagger-ui",
+    "deepLinking": True,
+    "displayRequestDuration": True,
+    "tryItOutEnabled": True,
+    "validatorUrl": None,
+    "persistAuthorization": False,
+}
+"""`validatorUrl` null: no badge from elsewhere. A key lasts as long as the page."""
+
+PAGE = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Multi-Task LLM API</title>
+<link rel="icon" type="image/png" sizes="32x32" href="{PREFIX}/favicon-32x32.png">
+<link rel="stylesheet" href="{PREFIX}/index.css">
+<link rel="stylesheet" href="{PREFIX}/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"><noscript>This page needs JavaScript; the document itself is at {openapi.PATH}.</noscript></div>
+<script src="{PREFIX}/swagger-ui-bundle.js"></script>
+<script src="{PREFIX}/start.js"></script>
+</body>
+</html>
+"""
+
+START = f"window.ui = SwaggerUIBundle({json.dumps(OPTIONS)});\n"
+
+
+def register(app: Flask) -> None:
+    """Add the page and its files to `app`."""
+    folder = _packaged_files()
+
+    def page() -> Response:
+        return _guarded(Response(PAGE, mimetype="text/html"))
+
+    def start() -> Response:
+        return _guarded(Response(START, mimetype="text/javascript"))
+
+    def file(name: str) -> Response:
+        response = send_from_directory(folder, name)
+        del response.headers["Cache-Control"]  # the edge adds its own
+        return _guarded(response)
+
+    app.add_url_rule(f"{PREFIX}/", "swagger", page)
+    app.add_url_rule(f"{PREFIX}/start.js", "swagger_start", start)
+    app.add_url_rule(f"{PREFIX}/<path:name>", "swagger_file", file)
+
+
+def _packaged_files() -> Path:
+    with as_file(files(PACKAGE) / "dist") as folder:
+        return folder
+
+
+def _guarded(response: Response) -> Response:
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response
