@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -376,11 +377,33 @@ def test_a_refused_connection_is_told(client: Client) -> None:
     assert (failure.retry, failure.breaks, failure.maybe_billed) == (Retry.YES, True, False)
 
 
-def test_an_unknown_host_is_told(client: Client) -> None:
-    """A name under .invalid never resolves (RFC 2606)."""
+def test_an_unknown_host_is_told(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was sent; the name may resolve again in a moment."""
+
+    def unknown(*_args: object, **_options: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(UpstreamError) as raised:
         ask(client("http://gemini.invalid"))
     assert (raised.value.retry, raised.value.maybe_billed) == (Retry.YES, False)
+
+
+def test_a_name_that_resolves_too_late_is_a_time_out(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resolving cannot be interrupted; nothing is sent after it when the time is over."""
+    resolve = socket.getaddrinfo
+
+    def slowly(*args: Any, **options: Any) -> Any:
+        threading.Event().wait(0.1)
+        return resolve(*args, **options)
+
+    with ScriptedGemini() as server:
+        gemini = client(server)
+        monkeypatch.setattr(socket, "getaddrinfo", slowly)
+        with pytest.raises(UpstreamTimeout) as raised:
+            ask(gemini, seconds=0.05)
+        assert server.count == 0
+    assert not raised.value.maybe_billed
 
 
 def test_a_peer_that_does_not_speak_tls_is_told(client: Client) -> None:
