@@ -24,7 +24,7 @@ from errors import ApiError
 from security import hostile, inspect
 from service import CacheWishes, Completion
 from tasks import TASKS, Job, Task, parse
-from web import headers, operations, sse, usage
+from web import headers, metrics, openapi, operations, sse, swagger, usage
 from web.access import access_of, authorize, presented_key
 from web.backend import DEFAULT_THREADS, Backend
 from web.cors import Cors
@@ -36,6 +36,8 @@ JSON = "application/json"
 
 class Api(Flask):
     """Flask, with one way in and one way out: every request has its `Exchange`, every response its headers."""
+
+    metrics: metrics.Metrics
 
     def __init__(self, settings: Settings, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
         super().__init__("mtllm", static_folder=None)
@@ -123,6 +125,9 @@ def create_app(
         app.add_url_rule(task.path, task.name, task_view(app, task), methods=["POST"])
     operations.register(app, app.backend, app.lifecycle)
     usage.register(app, app.backend)
+    openapi.register(app, app.backend)
+    swagger.register(app)
+    app.metrics = metrics.register(app, app.backend, app.lifecycle)
     return app
 
 

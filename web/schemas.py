@@ -348,13 +348,7 @@ HEADERS: dict[str, Header] = {
 }
 """Every response header of ours by its name."""
 
-RATE_LIMIT_HEADERS = (
-    "X-RateLimit-Limit",
-    "X-RateLimit-Remaining",
-    "X-RateLimit-Reset",
-    "RateLimit",
-    "RateLimit-Policy",
-)
+RATE_LIMIT_HEADERS = tuple(name for name in HEADERS if "RateLimit" in name)
 """On responses that were counted against the client's limits."""
 
 ANSWER_HEADERS = ("Cache-Status", "Age", "X-Cost-Saved")
