@@ -8,6 +8,7 @@ Works in a temporary folder of --folder (default: the system's), so choose the d
 from __future__ import annotations
 
 import argparse
+import random
 import tempfile
 import threading
 import time
@@ -20,12 +21,14 @@ from statistics import median, quantiles
 from ledger import Attempt, Hit, Ledger, Settlement, open_ledger
 
 NOW = 1_800_000_000.0
-ANSWERS = {1: 300, 32: 40}
+ANSWERS = {1: 100, 32: 40}
 """Answers per thread, by number of threads."""
-MODEL_SECONDS = 0.05
-"""How long the pretended call to the model takes in the second table."""
+MODEL_SECONDS = (0.05, 0.25)
+"""Between which the length of the pretended call to the model is drawn, in the second table."""
 SIZES = (10, 1_000, 100_000, 1_000_000)
 HITS = 50_000
+
+Range = tuple[float, float]
 
 SETTLEMENT = Settlement("ok", "model", 400, 0, 120, 40_000, 48_000, 88_000)
 
@@ -34,8 +37,9 @@ def main() -> None:
     """Print the tables."""
     options = _options()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        _table("open + settle, ms added to an answer, one after the other", _latencies(Path(folder), 0.0))
-        _table(f"the same around a call of {MODEL_SECONDS * 1000:.0f} ms", _latencies(Path(folder), MODEL_SECONDS))
+        _table("open + settle, ms added to an answer, one after the other", _latencies(Path(folder), (0.0, 0.0)))
+        title = "the same around calls of {:.0f} to {:.0f} ms".format(*(1_000 * seconds for seconds in MODEL_SECONDS))
+        _table(title, _latencies(Path(folder), MODEL_SECONDS))
         _table("reading /stats: totals and three windows", _growth(Path(folder), options.rows))
         _table("recording a hit", _hits(Path(folder)))
 
@@ -57,11 +61,11 @@ def _attempt(at: float = NOW) -> Attempt:
     return Attempt("request", "text", "10.0.0.1", "model", at, at + 30, 1_000_000)
 
 
-def _latencies(folder: Path, call_seconds: float) -> Iterable[tuple[str, ...]]:
+def _latencies(folder: Path, call_seconds: Range) -> Iterable[tuple[str, ...]]:
     yield "", "threads", "median", "p99", "answers/s"
     for threads, answers in ANSWERS.items():
         for sync in ("full", "normal"):
-            with closing(open_ledger(folder / f"{sync}-{threads}-{call_seconds}.sqlite3", sync=sync)) as ledger:
+            with closing(open_ledger(folder / f"{sync}-{threads}-{call_seconds[1]}.sqlite3", sync=sync)) as ledger:
                 ledger.prepare()
                 yield sync, str(threads), *_timed(lambda call: _answer(ledger, call), threads, answers, call_seconds)
         yield "no ledger", str(threads), *_timed(lambda call: call(), threads, answers, call_seconds)
@@ -74,14 +78,14 @@ def _answer(ledger: Ledger, call: Callable[[], None]) -> None:
 
 
 def _timed(
-    answer: Callable[[Callable[[], None]], None], threads: int, answers: int, call_seconds: float
+    answer: Callable[[Callable[[], None]], None], threads: int, answers: int, call_seconds: Range
 ) -> tuple[str, str, str]:
     """Median and 99th percentile of what `answer` takes beside its call, in ms, and the answers per second."""
     barrier = threading.Barrier(threads + 1)
 
     def work() -> list[float]:
         barrier.wait()
-        return [_seconds_beside_the_call(answer, call_seconds) * 1_000 for _ in range(answers)]
+        return [_seconds_beside_the_call(answer, random.uniform(*call_seconds)) * 1_000 for _ in range(answers)]
 
     with ThreadPoolExecutor(threads) as pool:
         futures = [pool.submit(work) for _ in range(threads)]

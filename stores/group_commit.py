@@ -62,7 +62,7 @@ class GroupCommit:
         self._oldest_queued: float | None = None  # None also says: the writer does not know of hits, so wake it
         self._oldest_taken: float | None = None
         self._dropped = 0
-        self._lock = threading.Lock()  # for starting, stopping and counting; nothing slow happens under it
+        self._lock = threading.RLock()  # for starting, stopping and counting; nothing slow happens under it
         self._thread: threading.Thread | None = None
         self._closed = False
         self._connection: Connection | None = None
@@ -113,7 +113,7 @@ class GroupCommit:
         with self._lock:
             self._closed, thread = True, self._thread
             self._queue.put(_STOP)
-        if thread is not None:
+        if thread is not None and thread is not threading.current_thread():  # garbage is collected on any thread
             thread.join()
 
     def pause(self) -> None:
