@@ -195,6 +195,8 @@ class RequestLogger:
     # The writer's side
 
     def _run(self) -> None:
+        for name in FILES:
+            self._took(name)  # all five are there from the first event on, so that whoever follows one finds it
         while not (self._closed and not self._queue):
             self._wake.wait(PROBE_SECONDS if self._failing else max(1.0, self._next_sweep - self._monotonic()))
             self._hurry.wait(LINGER_SECONDS)

@@ -66,7 +66,11 @@ class Backend:
         self.rate_limit_cache = RateLimitCache(settings.rate_limit_cache_size, monotonic=monotonic)
         self.limiter = RateLimiter(self.rate_limit_cache, monotonic=monotonic)
         self.journal = ResponseJournal(
-            settings.cache_dir, max_bytes=4 * settings.response_cache_max_bytes, warn=self._reporter("response_cache")
+            settings.cache_dir,
+            max_bytes=2 * settings.response_cache_max_bytes,
+            stale_seconds=settings.response_cache_stale_seconds,
+            clock=clock,
+            warn=self._reporter("response_cache"),
         )
         self.cache = ResponseCache(
             settings.response_cache_size,
