@@ -12,10 +12,10 @@ Everything is filed under the row's own timestamp, never under the time of settl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from errors import BudgetExceeded, LedgerUnavailable
-from stores.engine import Connection, Engine, Value
+from stores.engine import Connection, Engine
 from stores.records import OK, Attempt, Budget, BudgetState, Hit, Settlement, scopes_of
 
 MICROSECONDS = 1_000_000
@@ -134,10 +134,13 @@ _SETTLE = """
         input_cost = ?, output_cost = ?, total_cost = ?, estimated = ?, unpriced = ?,
         input_price = ?, cached_input_price = ?, output_price = ?, reserved = bound * ?
     WHERE id = ? AND status IN ('open', 'unsettled') RETURNING at, task, client, key_name, bound, reserved"""
-_INSERT_HIT = """
+_HIT = "(?, 0, ?, 0, ?, ?, ?, ?, 'hit', ?, ?, ?, ?)"
+_INSERT_HIT = f"""
     INSERT INTO entries (at, deadline, request_id, attempt, task, client, key_name, model, status, shared,
         input_tokens, output_tokens, saved)
-    VALUES (?, 0, ?, 0, ?, ?, ?, ?, 'hit', ?, ?, ?, ?)"""
+    VALUES {_HIT}"""  # noqa: S608 - places only
+HITS_A_STATEMENT = 50
+_INSERT_HITS = _INSERT_HIT + f", {_HIT}" * (HITS_A_STATEMENT - 1)
 _MARK_UNSETTLED = "UPDATE entries SET status = 'unsettled' WHERE status = 'open' AND deadline < ? RETURNING id"
 _PRUNE = """
     DELETE FROM entries WHERE id IN
@@ -223,15 +226,34 @@ class Books:
             )
             self._count((_minute_of(at), task, client, end.model), counts)
 
-    def add_hits(self, hits: Iterable[Hit]) -> None:
-        """Insert the rows of `hits`."""
-        rows: list[tuple[Value, ...]] = []
-        for request_id, timestamp, task, client, model, input_tokens, output_tokens, saved, shared, key in hits:
-            at = round(timestamp * MICROSECONDS)
-            rows.append((at, request_id, task, client, key, model, int(shared), input_tokens, output_tokens, saved))
-            self._count((_minute_of(at), task, client, model), (1, 1, 0, 0, 0, saved, 0))
-        if rows:
-            self._connection.executemany(_INSERT_HIT, rows)
+    def add_hits(self, hits: Sequence[Hit]) -> None:
+        """Insert the rows of `hits`. Statements of many rows, since each one lets go of the interpreter's lock."""
+        rows = [
+            (
+                round(at * MICROSECONDS),
+                request_id,
+                task,
+                client,
+                key,
+                model,
+                int(shared),
+                input_tokens,
+                output_tokens,
+                saved,
+            )
+            for request_id, at, task, client, model, input_tokens, output_tokens, saved, shared, key in hits
+        ]
+        whole = len(rows) - len(rows) % HITS_A_STATEMENT
+        for start in range(0, whole, HITS_A_STATEMENT):
+            chunk = rows[start : start + HITS_A_STATEMENT]
+            self._connection.execute(_INSERT_HITS, [value for row in chunk for value in row])
+        if rows[whole:]:
+            self._connection.executemany(_INSERT_HIT, rows[whole:])
+        savings: dict[_Place, list[int]] = {}
+        for at, _request, task, client, _key, model, _shared, _input, _output, saved in rows:
+            savings.setdefault((_minute_of(at), task, client, model), []).append(saved)
+        for place, amounts in savings.items():
+            self._count(place, (len(amounts), len(amounts), 0, 0, 0, sum(amounts), 0))
 
     def mark_unsettled(self, now: float) -> int:
         """Mark the rows still open after their deadline; how many. Their bounds stay reserved."""
