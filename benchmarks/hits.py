@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.floor import PATH as FLOOR_PATH
 from benchmarks.load import Order, Request, Round, middle, offer
 from benchmarks.servers import KEY, Server, emulator, floor, service
+from benchmarks.tables import head, row
 
 PROMPT = json.dumps({"prompt": "Explain in two sentences why the sky is blue in the day and red in the evening."})
 HIT = Request("/api/v1/generate/text", PROMPT, {"X-API-Key": KEY})
@@ -46,8 +46,8 @@ class Pair:
 
 def table(*, quick: bool = False) -> Iterator[str]:
     """The lines of the Markdown table."""
-    yield "| server | connections | service /s | floor /s | ratio (spread) | p50 ms | floor | p99 ms | floor | CPU µs | floor |"
-    yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    of_both = [f"{name}{side}" for name in ("answers/s", "p50 ms", "p99 ms", "CPU µs") for side in ("", ", floor")]
+    yield head("server", "connections", "ratio (spread)", *of_both)
     with emulator() as upstream, floor() as bare:
         for name, threads in (("waitress-serve, 4 threads", 4), ("python app.py, 32 threads", None)):
             with service(upstream, threads=threads) as served:
@@ -88,15 +88,12 @@ def _measured(rounds: list[tuple[Round, float]]) -> Measured:
 
 def _row(name: str, connections: int, pair: Pair) -> str:
     ours, bare, ratios = pair.service.middle, pair.floor.middle, pair.ratios
-    cells = (
+    return row(
         name,
         f"{connections}",
-        f"{ours.rate:,.0f}",
-        f"{bare.rate:,.0f}",
         f"{median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})",
+        *(f"{side.rate:,.0f}" for side in (ours, bare)),
         *(f"{side.p50 * 1000:.2f}" for side in (ours, bare)),
         *(f"{side.p99 * 1000:.1f}" for side in (ours, bare)),
-        f"{pair.service.cpu_micros:.0f}",
-        f"{pair.floor.cpu_micros:.0f}",
+        *(f"{side.cpu_micros:.0f}" for side in (pair.service, pair.floor)),
     )
-    return f"| {' | '.join(cells)} |"

@@ -9,6 +9,7 @@ from itertools import count
 from benchmarks.hits import HIT
 from benchmarks.load import Order, Request, Round, finished, middle, offer, started
 from benchmarks.servers import KEY, Server, emulator, service
+from benchmarks.tables import head, row
 
 HEALTH = Request("/health")
 SLOW = Request("/api/v1/generate/text", json.dumps({"prompt": "A slow question, number {n}."}), {"X-API-Key": KEY})
@@ -18,8 +19,9 @@ _numbers = count(0, SLOW_CALLS)
 
 def table(*, quick: bool = False) -> Iterator[str]:
     """The lines of the Markdown table. Slow calls that find no place are refused at once (503), which is the design."""
-    yield "| THREADS | asked for | p50 ms before | during | ratio | p99 ms before | during | slow calls served |"
-    yield "|--:|---|--:|--:|--:|--:|--:|--:|"
+    yield head(
+        "THREADS", "asked for", "p50 ms before", "during", "ratio", "p99 ms before", "during", "slow calls served"
+    )
     seconds = 1.0 if quick else 3.0
     with emulator(latency_ms=seconds * 1000) as upstream:
         for threads in (32,) if quick else (32, 128):
@@ -37,14 +39,12 @@ def _row(threads: int, name: str, served: Server, request: Request, *, rounds: i
     slow: list[Round] = []
     for _ in range(rounds):
         before.append(offer(ask))
-        crowd = started(
-            Order(served.port, SLOW, SLOW_CALLS, requests=SLOW_CALLS, first_number=next(_numbers))
-        )
+        crowd = started(Order(served.port, SLOW, SLOW_CALLS, requests=SLOW_CALLS, first_number=next(_numbers)))
         during.append(offer(ask))
         slow.append(finished(crowd))
     calm, busy = middle(before), middle(during)
     served_slow = sum(r.answers - r.refused for r in slow) / rounds
-    cells = (
+    return row(
         f"{threads}",
         name,
         f"{calm.p50 * 1000:.2f}",
@@ -54,4 +54,3 @@ def _row(threads: int, name: str, served: Server, request: Request, *, rounds: i
         f"{busy.p99 * 1000:.2f}",
         f"{served_slow:.0f} of {SLOW_CALLS}",
     )
-    return f"| {' | '.join(cells)} |"

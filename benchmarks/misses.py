@@ -19,12 +19,15 @@ from statistics import median
 
 from benchmarks.load import Order, Request, Round, middle, offer
 from benchmarks.servers import CORES, KEY, PROJECT, Server, emulator, pinned, service
+from benchmarks.tables import head, row
 
 MODEL = "gemini-2.5-flash-lite"
 CONNECTIONS = 16
 LATENCY_MS = 100
 MISS = Request(
-    "/api/v1/generate/text", json.dumps({"prompt": "Explain why the sky is blue, in words of number {n}."}), {"X-API-Key": KEY}
+    "/api/v1/generate/text",
+    json.dumps({"prompt": "Explain why the sky is blue, in words of number {n}."}),
+    {"X-API-Key": KEY},
 )
 DIRECT = Request(
     f"/v1beta/models/{MODEL}:generateContent",
@@ -36,8 +39,7 @@ _numbers = count(0, 1_000_000)  # each round asks for prompts that no other asks
 
 def table(*, quick: bool = False) -> Iterator[str]:
     """The lines of the Markdown table."""
-    yield "| measure | value | spread |"
-    yield "|---|--:|--:|"
+    yield head("measure", "value", "spread")
     yield from _latency(rounds=1 if quick else 5, seconds=1.0 if quick else 4.0)
     yield from _throughput(rounds=1 if quick else 5, seconds=1.0 if quick else 4.0, calls=20 if quick else 500)
 
@@ -48,11 +50,11 @@ def _latency(rounds: int, seconds: float) -> Iterator[str]:
         pairs = [(_round(upstream, DIRECT, seconds), _round(served, MISS, seconds)) for _ in range(rounds)]
     itself, ours = middle([pair[0] for pair in pairs]), middle([pair[1] for pair in pairs])
     added = [(answered.p50 - direct.p50) * 1000 for direct, answered in pairs]
-    case = f"upstream of {LATENCY_MS} ms, {CONNECTIONS} connections"
-    yield f"| median ms, {case}: upstream itself | {itself.p50 * 1000:.1f} | |"
-    yield f"| median ms, {case}: through the service | {ours.p50 * 1000:.1f} | |"
-    yield f"| **ms added at the median** | {median(added):.1f} | {min(added):.1f}-{max(added):.1f} |"
-    yield f"| p99 ms, {case}: through the service (upstream itself) | {ours.p99 * 1000:.1f} ({itself.p99 * 1000:.1f}) | |"
+    case = f"ms, upstream of {LATENCY_MS} ms, {CONNECTIONS} connections"
+    for name, side in (("upstream itself", itself), ("through the service", ours)):
+        yield row(f"median {case}: {name}", f"{side.p50 * 1000:.1f}", "")
+        yield row(f"p99 {case}: {name}", f"{side.p99 * 1000:.1f}", "")
+    yield row("**ms added at the median**", f"{median(added):.1f}", f"{min(added):.1f}-{max(added):.1f}")
 
 
 def _throughput(rounds: int, seconds: float, calls: int) -> Iterator[str]:
@@ -63,10 +65,11 @@ def _throughput(rounds: int, seconds: float, calls: int) -> Iterator[str]:
         cpu = (served.cpu_seconds() - before) / sum(r.answers for r in came) * 1000
         bare = [_bare_sdk_ms(upstream.url, calls) for _ in range(rounds)]
     rates = sorted(r.rate for r in came)
-    yield f"| **answers a second**, upstream of 0 ms, {CONNECTIONS} connections | {median(rates):.0f} | {rates[0]:.0f}-{rates[-1]:.0f} |"
-    yield f"| processor ms per miss, all of the service | {cpu:.2f} | |"
-    yield f"| processor ms per bare SDK call | {median(bare):.2f} | {min(bare):.2f}-{max(bare):.2f} |"
-    yield f"| the bare SDK call's share of a miss | {median(bare) / cpu:.0%} | |"
+    case = f"upstream of 0 ms, {CONNECTIONS} connections"
+    yield row(f"**answers a second**, {case}", f"{median(rates):.0f}", f"{rates[0]:.0f}-{rates[-1]:.0f}")
+    yield row("processor ms per miss, all of the service", f"{cpu:.2f}", "")
+    yield row("processor ms per bare SDK call", f"{median(bare):.2f}", f"{min(bare):.2f}-{max(bare):.2f}")
+    yield row("the bare SDK call's share of a miss", f"{median(bare) / cpu:.0%}", "")
 
 
 def _round(server: Server, request: Request, seconds: float) -> Round:
@@ -89,10 +92,10 @@ def main(arguments: list[str]) -> None:
     """Call `generate_content` so often in one thread; print processor milliseconds per call."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the SDK's support has ended, and it says so
-        import google.generativeai as genai
+        from google.generativeai import client, generative_models
     url, calls = arguments[0], int(arguments[1])
-    genai.configure(api_key="benchmark", transport="rest", client_options={"api_endpoint": url})
-    model = genai.GenerativeModel(MODEL)
+    client.configure(api_key="benchmark", transport="rest", client_options={"api_endpoint": url})
+    model = generative_models.GenerativeModel(MODEL)
     for _ in range(10):
         model.generate_content("warm-up")
     before = time.process_time()

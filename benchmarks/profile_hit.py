@@ -146,7 +146,7 @@ class Sampler:
 
 
 def _place(module: str, ours: CodeType, innermost: CodeType) -> Place:
-    """app.py is told by function, apart from the time Flask takes below it; lru_cache.py, which serves two, by class."""
+    """app.py is told by function, apart from what Flask takes below it; lru_cache.py, which serves two, by class."""
     function = ours.co_qualname
     if module == "app.py" and innermost is not ours:
         return f"Flask below app.py {function}", f"{Path(innermost.co_filename).stem}.{innermost.co_qualname}"

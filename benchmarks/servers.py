@@ -75,10 +75,13 @@ class Server:
         self._core = core
         self._healthy_path = healthy_path
         self._process: subprocess.Popen[bytes] | None = None
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the server is stopped
 
     def __enter__(self) -> Self:
         started = time.perf_counter()
-        process = subprocess.Popen(self._command, cwd=PROJECT, env=self._environ, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            self._command, cwd=PROJECT, env=self._environ, stdout=subprocess.DEVNULL, stderr=self._complaints
+        )
         self._process = pinned(process, self._core)
         try:
             self._wait_until_healthy(started + START_SECONDS)
@@ -96,6 +99,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._complaints.close()
 
     @property
     def pid(self) -> int:
@@ -125,7 +129,11 @@ class Server:
             if answers(self.port, self._healthy_path):
                 return
             time.sleep(0.001)
-        raise RuntimeError(f"{' '.join(self._command[1:])} did not become healthy (exit {self._process.poll()})")
+        self._complaints.seek(0)
+        said = self._complaints.read()[-1000:].decode(errors="replace")
+        raise RuntimeError(
+            f"{' '.join(self._command[1:])} did not become healthy (exit {self._process.poll()}): {said}"
+        )
 
 
 def answers(port: int, path: str) -> bool:

@@ -9,6 +9,7 @@ from statistics import median
 
 from benchmarks.load import Order, Request, offer
 from benchmarks.servers import Server, emulator, floor, service
+from benchmarks.tables import head, row
 
 CONNECTIONS = 16
 IDLE_SECONDS = 3.0
@@ -23,8 +24,7 @@ ONE_IN = 10
 
 def table(*, quick: bool = False) -> Iterator[str]:
     """The lines of the Markdown table."""
-    yield "| measure | service | bare Flask |"
-    yield "|---|--:|--:|"
+    yield head("measure", "service", "bare Flask")
     yield from _cold_start(rounds=1 if quick else 9, idle_seconds=0.5 if quick else IDLE_SECONDS)
     yield from _memory((200, 400) if quick else (10_000, 50_000, 100_000, 200_000))
 
@@ -42,18 +42,21 @@ def _cold_start(rounds: int, idle_seconds: float) -> Iterator[str]:
             with floor() as flask:
                 bare.append(flask.seconds_to_healthy)
                 bare_idle = flask.resident_mb()
-    yield f"| s from `python app.py --offline` to the first healthy answer | {_spread(ours)} | {_spread(bare)} |"
-    yield f"| MB resident, idle, {idle_seconds:g} s after the start | {idle:.1f} | {bare_idle:.1f} |"
+    yield row("s from `python app.py --offline` to the first healthy answer", _spread(ours), _spread(bare))
+    yield row(f"MB resident, idle, {idle_seconds:g} s after the start", f"{idle:.1f}", f"{bare_idle:.1f}")
 
 
 def _memory(stages: tuple[int, ...]) -> Iterator[str]:
     """Under waitress-serve, told to pass X-Forwarded-For on; without API keys, since a key would be the client."""
-    open_to_all = {"API_KEYS": "", "TRUSTED_PROXIES": "1", "RATE_LIMITS": "60/minute;1000/hour"}
-    with emulator() as upstream, service(upstream, threads=32, **open_to_all) as served:
+    limits = "60/minute;1000/hour"
+    with (
+        emulator() as upstream,
+        service(upstream, threads=32, API_KEYS="", TRUSTED_PROXIES="1", RATE_LIMITS=limits) as served,
+    ):
         sent = 0
         for stage in stages:
             sent = _send(served, sent, stage)
-            yield f"| MB resident after {stage:,} requests of distinct clients | {served.resident_mb():.1f} | |"
+            yield row(f"MB resident after {stage:,} requests of distinct clients", f"{served.resident_mb():.1f}", "")
 
 
 def _send(served: Server, sent: int, until: int) -> int:
