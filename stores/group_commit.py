@@ -141,12 +141,10 @@ class GroupCommit:
 
     def _run(self) -> None:
         stopping = False
-        while not stopping:
-            operations, stopping = self._gather()
+        while not stopping or (self._hits and self._error is None):
+            operations, stopping = ([], True) if stopping else self._gather()
             with self._working:
                 self._write(operations, self._take_hits())
-        while self._hits and self._error is None:
-            self._write([], self._take_hits())
         self._drop(len(self._hits))
         self._disconnect()
 

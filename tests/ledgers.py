@@ -83,6 +83,8 @@ class FaultyConnection:
         self.engine.commits += 1
 
     def rollback(self) -> None:
+        if self.engine.rollback_fault is not None:
+            raise self.engine.rollback_fault
         self.inner.rollback()
 
     def execute(self, sql: str, parameters: Sequence[Value] = ()) -> list[Row]:
@@ -96,11 +98,13 @@ class FaultyConnection:
 
 
 class FaultyEngine(SQLiteEngine):
-    """SQLite that fails on demand: `fault` is raised, `full` forbids the file to grow, `gate` holds each commit."""
+    """SQLite that fails on demand: faults are raised, `full` forbids the file to grow, `gate` holds each commit."""
 
     def __init__(self, path: Path | None) -> None:
         super().__init__(path, sync="off")
         self.fault: Exception | None = None
+        self.reading_fault: Exception | None = None
+        self.rollback_fault: Exception | None = None
         self.full = False
         self.gate = threading.Event()
         self.gate.set()
@@ -108,6 +112,8 @@ class FaultyEngine(SQLiteEngine):
         self.commits = 0
 
     def connect(self, *, read_only: bool = False) -> Connection:  # type: ignore[override]  # a wrapped one will do
+        if read_only and self.reading_fault is not None:
+            raise self.reading_fault
         return FaultyConnection(super().connect(read_only=read_only), self)
 
     def check(self) -> None:

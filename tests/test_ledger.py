@@ -243,6 +243,16 @@ class TestHits:
         assert [row.request_id for row in ledger.export(0, 4e9)] == [str(number) for number in range(count)]
         assert ledger.totals().cached_requests == count
 
+    def test_close_writes_all_hits(self, engine: FaultyEngine) -> None:
+        """However many batches that takes."""
+        ledger = Ledger(engine)
+        for _ in range(group_commit.MAX_HITS * 3):
+            ledger.record_hit(HIT)
+        ledger.close()
+        again = Ledger(engine)
+        assert again.totals().cached_requests == group_commit.MAX_HITS * 3
+        again.close()
+
     def test_a_hit_that_cannot_be_written_takes_no_other_along(self, ledger: Ledger) -> None:
         """It is dropped and counted; its neighbours are written."""
         for request_id in ("a", "\ud800", "b"):
@@ -527,6 +537,28 @@ class TestBadDays:
         monkeypatch.undo()
         ledger.flush()
         assert len(list(ledger.export(0, 4e9))) == 1
+
+    def test_a_read_that_fails_is_unavailable(self, ledger: Ledger, engine: FaultyEngine) -> None:
+        """What makes the file unreadable comes out as our error; a mistake of ours as itself."""
+        ledger.prepare()
+        engine.reading_fault = failure(sqlite3.SQLITE_IOERR)
+        with pytest.raises(LedgerUnavailable):
+            ledger.totals()
+        engine.reading_fault = failure(sqlite3.SQLITE_ERROR, "no such table")
+        with pytest.raises(sqlite3.OperationalError, match="no such table"):
+            ledger.totals()
+        engine.reading_fault = None
+        assert ledger.totals() == Totals()
+
+    def test_a_connection_that_cannot_roll_back_is_replaced(self, ledger: Ledger, engine: FaultyEngine) -> None:
+        """After a failure within a failure the next operation starts afresh."""
+        ledger.prepare()
+        engine.rollback_fault = failure(sqlite3.SQLITE_IOERR)
+        with pytest.raises(OverflowError):
+            ledger.open(attempt(reserved=2**70))
+        engine.rollback_fault = None
+        paid(ledger)
+        assert_adds_up(ledger)
 
     def test_a_closed_ledger_refuses(self, ledger: Ledger) -> None:
         """After close, operations and reads are refused, hits dropped; closing again does nothing."""

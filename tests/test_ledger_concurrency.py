@@ -211,6 +211,24 @@ assert os.waitpid(child, 0)[1] == 0
         assert_adds_up(ledger)
         ledger.close()
 
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_a_fork_finds_no_connection_open(self, ledger: Ledger) -> None:
+        """The parent goes on after a fork as before it; parent and child write to one file."""
+        ledger.settle(ledger.open(ATTEMPT), SETTLEMENT)
+        assert ledger.totals().cost == 300
+        child = os.fork()
+        if not child:
+            try:
+                ledger.settle(ledger.open(ATTEMPT), SETTLEMENT)
+                ledger.close()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        ledger.settle(ledger.open(ATTEMPT), SETTLEMENT)
+        assert os.waitpid(child, 0)[1] == 0
+        assert ledger.totals().cost == 900
+        assert_adds_up(ledger)
+
     def test_the_end_of_a_program_writes_the_last_hits(self, tmp_path: Path) -> None:
         """A script that forgets to close its ledger loses nothing."""
         output(run("ledger.record_hit(HIT)", tmp_path / "ledger.sqlite3"))
