@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, Self
 
 from errors import ApiError, ContentBlocked, MaxOutputTokensTooSmall, NotConfigured, UpstreamInvalidAnswer
@@ -79,7 +80,7 @@ class Gemini:
         self._sdk()
 
     def close(self) -> None:
-        """Close idle connections and end the deadline thread. No call may follow."""
+        """End what still runs, the deadline thread and the connections; a later call fails as a cancelled one does."""
         with self._building:
             if self._built is not None:
                 self._built.close()
@@ -108,20 +109,23 @@ class Gemini:
         draft.add(type(message).pb(message))
         return draft.answer()
 
-    def stream(self, instruction: Instruction, *, gap_seconds: float, deadline: float) -> AnswerStream:
+    def stream(
+        self, instruction: Instruction, *, gap_seconds: float, deadline: float, first_seconds: float = inf
+    ) -> AnswerStream:
         """Ask once and get the answer as it is written. The call is made by the first `next`.
 
-        The first chunk and each gap between chunks take at most `gap_seconds`, the whole ends by `deadline`.
+        The first chunk takes at most `first_seconds`, it and each gap between chunks at most `gap_seconds`, and the
+        whole ends by `deadline`.
         """
         sdk = self._sdk()
         request = sdk.request(self._model, instruction)
-
         call = Call(sdk.watchdog, deadline)
 
         def send() -> Any:
             return sdk.client.stream_generate_content(request, **_one_attempt(call))
 
-        return AnswerStream(send, call, self._model, gap_seconds=gap_seconds)
+        first_seconds = min(first_seconds, gap_seconds)
+        return AnswerStream(send, call, self._model, first_seconds=first_seconds, gap_seconds=gap_seconds)
 
     def _sdk(self) -> _Sdk:
         with self._building:
@@ -140,9 +144,12 @@ class AnswerStream:
 
     answer: Answer
 
-    def __init__(self, send: Callable[[], Any], call: Call, model: str, *, gap_seconds: float) -> None:
+    def __init__(
+        self, send: Callable[[], Any], call: Call, model: str, *, first_seconds: float, gap_seconds: float
+    ) -> None:
         self._send = send
         self._call = call
+        self._first_seconds = first_seconds
         self._gap_seconds = gap_seconds
         self._messages: Any = None
         self._draft = _Draft(model)
@@ -199,7 +206,7 @@ class AnswerStream:
     def _next_message(self) -> Any:
         if self._closed:
             return None
-        self._call.allow(self._gap_seconds)
+        self._call.allow(self._first_seconds if self._messages is None else self._gap_seconds)
         with translated(self._call, is_whole=lambda: self._draft.finished), self._call.on_this_thread():
             if self._messages is None:
                 self._messages = self._send()

@@ -66,7 +66,9 @@ class Model(Protocol):
     """What the flow needs of a model. `deadline` is in monotonic seconds; failures are `UpstreamFailure`s."""
 
     def generate(self, instruction: Instruction, *, deadline: float) -> Answer: ...
-    def stream(self, instruction: Instruction, *, gap_seconds: float, deadline: float) -> AnswerStream: ...
+    def stream(
+        self, instruction: Instruction, *, gap_seconds: float, deadline: float, first_seconds: float
+    ) -> AnswerStream: ...
 
 
 class AnswerCache(Protocol):
@@ -185,6 +187,12 @@ class Completions:
         self._clock = clock
         self._monotonic = monotonic
         self._flights: Flights[_Landing] = Flights()
+        self._streams: set[LiveStream] = set()
+
+    def close(self) -> None:
+        """Give up the streams that are still under way; plain calls end with the model's connections."""
+        for live in tuple(self._streams):
+            live.cancel()
 
     def complete(self, job: Job, caller: Caller, wishes: CacheWishes, *, deadline: float) -> Completion:
         """The answer to `job`, or the error it ended with; never later than `deadline` (monotonic) and a moment."""
@@ -332,6 +340,8 @@ class Completions:
         try:
             answer = model.generate(order.job.instruction, deadline=order.deadline)
         except BaseException as failure:
+            if isinstance(failure, UpstreamTimeout) and failure.maybe_billed:
+                self._admission.count_abandoned()
             order.receipt += entry.fail_with(failure)
             raise
         return self._settled(order, entry, answer)
@@ -397,15 +407,17 @@ class Completions:
         except ApiError as error:
             live.end(Completion(Origin.NONE, error=error))
         else:
+            self._streams.add(live)
             self._pool.submit(self._pump, live, order, gap)
 
     def _pump(self, live: LiveStream, order: _Order, gap: float) -> None:
         try:
             landing = self._streamed(live, order, gap)
         except ApiError as error:
-            landing = _Landing(order.receipt, error=error)
+            landing = _Landing(order.receipt, error=Abandoned() if live.cancelled.is_set() else error)
         except Exception as defect:  # the stream must end whatever happens; the edge logs the cause
             landing = _Landing(order.receipt, error=_caused_by(defect))
+        self._streams.discard(live)
         self._admission.leave()
         completion = Completion(Origin.PAID, landing.receipt, landing.answer, landing.error, kept=landing.kept)
         live.end(completion if live.begun else self._stale_instead(order, completion))
@@ -417,47 +429,58 @@ class Completions:
 
     def _relayed(self, live: LiveStream, order: _Order, gap: float) -> _Bought:
         """Retried until the first delta; from then on the client has seen something, so an end is final."""
-        first_byte = min(order.deadline, self._monotonic() + gap)
-        entry, source, first = self._retrier.run(partial(self._first_delta, live, order, gap), deadline=first_byte)
+        first_by = min(order.deadline, self._monotonic() + gap)
+        begin = partial(self._begun, live, order, gap, first_by)
+        entry, source, first = self._retrier.run(begin, deadline=first_by, wait=live.cancelled.wait)
         try:
             if first is not None:
                 live.pass_on(first)
                 for delta in source:
                     live.pass_on(delta)
-        except UpstreamFailure as failure:
-            if live.cancelled:
-                self._bill_what_came(order, entry, source, ABANDONED)
-                raise Abandoned() from failure
-            self._bill_what_came(order, entry, source, failure.code)
-            raise
-        except BaseException as defect:
-            order.receipt += entry.fail_with(defect)
+        except BaseException as failure:
+            self._broken_off(live, order, entry, source, failure)
             raise
         finally:
             source.close()
         return self._settled(order, entry, source.answer)
 
-    def _first_delta(self, live: LiveStream, order: _Order, gap: float, _number: int) -> _Begun:
+    def _begun(self, live: LiveStream, order: _Order, gap: float, first_by: float, _number: int) -> _Begun:
+        """One attempt, as far as its first delta (None when it ended without any)."""
+        if live.cancelled.is_set():
+            raise Abandoned
         model = self._configured()
         entry = self._opened(order)
         source: AnswerStream | None = None
         try:
-            source = model.stream(order.job.instruction, gap_seconds=gap, deadline=order.deadline)
+            source = model.stream(
+                order.job.instruction,
+                gap_seconds=gap,
+                first_seconds=first_by - self._monotonic(),
+                deadline=order.deadline,
+            )
             live.fed_by(source)
             return entry, source, next(source, None)
         except BaseException as failure:
-            if source is not None:
-                source.close()
-            if live.cancelled:
-                order.receipt += entry.fail(ABANDONED, maybe_billed=True)
-                raise Abandoned() from failure
-            order.receipt += entry.fail_with(failure)
+            self._broken_off(live, order, entry, source, failure)
             raise
 
-    def _bill_what_came(self, order: _Order, entry: Entry, source: AnswerStream, status: str) -> None:
-        partial_answer = source.partial_answer()
-        charge = self._till.charge(order.job.instruction, partial_answer)
-        order.receipt += entry.settle(partial_answer, charge, status)
+    def _broken_off(
+        self, live: LiveStream, order: _Order, entry: Entry, source: AnswerStream | None, failure: BaseException
+    ) -> None:
+        """Book an attempt that broke off: what came of it is paid for. Raises Abandoned when its client has left."""
+        left = live.cancelled.is_set()
+        known = failure if isinstance(failure, UpstreamFailure) else None
+        status = ABANDONED if left else known.code if known else InternalError.code
+        billed = known.maybe_billed if known else True
+        if billed and (left or isinstance(failure, UpstreamTimeout)):
+            self._admission.count_abandoned()
+        came = None if source is None else source.partial_answer()
+        if came is not None and (came.text or came.usage):
+            order.receipt += entry.settle(came, self._till.charge(order.job.instruction, came), status)
+        else:
+            order.receipt += entry.fail(status, maybe_billed=billed)
+        if left:
+            raise Abandoned from failure
 
 
 def _caused_by(defect: Exception) -> InternalError:
@@ -491,7 +514,7 @@ class LiveStream:
         self._source: AnswerStream | None = None
         self._lock = threading.Lock()
         self.begun = False
-        self.cancelled = False
+        self.cancelled = threading.Event()
 
     def next(self, timeout: float) -> str | Completion | None:
         """The next delta, or how the stream ended; None when neither came within `timeout` seconds."""
@@ -503,7 +526,7 @@ class LiveStream:
     def cancel(self) -> None:
         """The client has gone: nothing more is wanted."""
         with self._lock:
-            self.cancelled = True
+            self.cancelled.set()
             source = self._source
         if source is not None:
             source.cancel()
@@ -512,7 +535,7 @@ class LiveStream:
         """Name where the deltas come from, so that it can be cancelled."""
         with self._lock:
             self._source = source
-            cancelled = self.cancelled
+            cancelled = self.cancelled.is_set()
         if cancelled:
             source.cancel()
 

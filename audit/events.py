@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from security import Finding
+from audit.findings import Finding
 
 Fact = str | float | bool | None
 
@@ -52,8 +50,11 @@ class RequestEvent:
 
     @property
     def is_error(self) -> bool:
-        """Whether it belongs on the error log: a client's or our failure, save a path that is not there."""
-        return self.status >= 400 and self.status != 404
+        """Whether it belongs on the error log: a failure of anybody's, save a path that is not there.
+
+        A stream that fails after its first byte has a code, and the status 200 that was sent before.
+        """
+        return (self.status >= 400 or self.code is not None) and self.status != 404
 
 
 @dataclass(frozen=True, slots=True)

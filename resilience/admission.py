@@ -14,11 +14,15 @@ from errors import Overloaded
 
 @dataclass(frozen=True, slots=True)
 class AdmissionState:
-    """Places in use, places there are, and requests shed since the start."""
+    """Places in use, places there are, and since the start: requests shed, and calls abandoned.
+
+    A call is abandoned at its deadline, or when the client of its stream has left, while Gemini is still at it.
+    """
 
     in_use: int
     places: int
     shed: int
+    abandoned: int = 0
 
 
 class Admission:
@@ -30,6 +34,7 @@ class Admission:
         self._places = places
         self._in_use = 0
         self._shed = 0
+        self._abandoned = 0
         self._lock = threading.Lock()
 
     def enter(self) -> None:
@@ -45,7 +50,12 @@ class Admission:
         with self._lock:
             self._in_use -= 1
 
+    def count_abandoned(self) -> None:
+        """The call that has one of the places is given up; the place stays taken until the call has ended."""
+        with self._lock:
+            self._abandoned += 1
+
     def state(self) -> AdmissionState:
         """What holds now."""
         with self._lock:
-            return AdmissionState(self._in_use, self._places, self._shed)
+            return AdmissionState(self._in_use, self._places, self._shed, self._abandoned)

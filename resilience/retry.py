@@ -114,13 +114,17 @@ class Retrier:
         self._wait = wait
         self._random = random
 
-    def run(self, attempt: Callable[[int], T], *, deadline: float) -> T:
+    def run(
+        self, attempt: Callable[[int], T], *, deadline: float, wait: Callable[[float], bool | None] | None = None
+    ) -> T:
         """What the first successful `attempt(number)` returns; numbers start at 1, `deadline` is in monotonic seconds.
 
+        `wait` takes the place of the constructor's for a caller who may lose interest in the meantime.
         Raises the last UpstreamFailure when no retry can help, its `retry_after` being what Gemini asked for, and
         whatever else `attempt` raises at once.
         """
         self._budget.count_call()
+        wait = wait or self._wait
         number, once_used = 1, False
         while True:
             try:
@@ -128,7 +132,7 @@ class Retrier:
             except UpstreamFailure as failure:
                 pause = self._pause(failure, number)
                 useless = failure.retry is Retry.NEVER or (failure.retry is Retry.ONCE and once_used)
-                if useless or not self._may_retry(number, pause, deadline) or self._wait(pause):
+                if useless or not self._may_retry(number, pause, deadline) or wait(pause):
                     if failure.wait is not None:
                         failure.retry_after = failure.wait
                     raise

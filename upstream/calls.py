@@ -102,9 +102,12 @@ class Watchdog:
         self._closed = False
 
     def watch(self, call: Call, due: float) -> None:
-        """Cut `call` when it is `due`; called again, it moves that time."""
+        """Cut `call` when it is `due`; called again, it moves that time. Once closed, cut it now."""
         with self._changed:
             call.due = due
+            if self._closed:
+                call.cut(Cut.CANCEL)
+                return
             self._calls.add(call)
             if self._thread is None or not self._thread.is_alive():  # not alive: this process was forked
                 self._thread = threading.Thread(target=self._run, name="gemini-deadlines", daemon=True)
@@ -118,10 +121,13 @@ class Watchdog:
             self._calls.discard(call)
 
     def close(self) -> None:
-        """End the thread; calls that still run keep only the time-out of each read."""
+        """End the thread, and every call that still runs."""
         with self._changed:
             self._closed = True
+            left, self._calls = self._calls, set()
             self._changed.notify()
+        for call in left:
+            call.cut(Cut.CANCEL)
         if self._thread is not None:
             self._thread.join()
 

@@ -89,6 +89,7 @@ class Backend:
         self.breaker = CircuitBreaker(monotonic=monotonic)
         self.model = _model(settings)
         self.threads: int | None = None
+        self._closing = threading.Event()
         self._service_budgets = _service_budgets(settings)
         self._opening = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -134,6 +135,7 @@ class Backend:
                 max_attempts=self.settings.gemini_max_attempts,
                 budget=RetryBudget(monotonic=self.monotonic),
                 monotonic=self.monotonic,
+                wait=self._closing.wait,
             ),
             pool=pool,
             key_scoped=self.settings.cache_scope == "key",
@@ -156,13 +158,18 @@ class Backend:
         return (*self._service_budgets, Budget(key_scope(key.name), key.daily_budget))
 
     def close(self) -> None:
-        """Flush and close what outlives the process: answers, money, logs."""
+        """End what still runs, and flush and close what outlives the process: answers, money, logs."""
+        self._closing.set()
         if self._pool is not None:
+            self.completions.close()
             self._pool.shutdown(wait=False, cancel_futures=True)
         with contextlib.ExitStack() as closing:  # last in, first out; one part's trouble does not keep the others open
-            for part in (self.logger, self.ledger, self.journal, self.drift, self.model):
-                if part is not None:
-                    closing.callback(part.close)
+            for part in (self.logger, self.ledger, self.journal, self.drift):
+                closing.callback(part.close)
+            if self._pool is not None:
+                closing.callback(self._pool.shutdown)  # calls that were cut are settled while there is a ledger
+            if self.model is not None:
+                closing.callback(self.model.close)
 
 
 def _model(settings: Settings) -> Gemini | None:

@@ -74,10 +74,12 @@ class Lifecycle:
         drained = threading.Event()
 
         def drain_and_leave() -> None:
-            self.drain()
-            close()
-            drained.set()
-            os.kill(os.getpid(), signal.SIGTERM)
+            try:
+                self.drain()
+                close()
+            finally:  # whatever went wrong, the process was told to go
+                drained.set()
+                os.kill(os.getpid(), signal.SIGTERM)
 
         def on_sigterm(_signal: int, _frame: FrameType | None) -> None:
             if drained.is_set():
@@ -96,16 +98,23 @@ def waitress_threads(environ: dict[str, Any]) -> int | None:
 
 
 def waitress_unsent(environ: dict[str, Any]) -> Callable[[], bool] | None:
-    """A function that tells whether any connection of the waitress server has bytes to send."""
+    """`unsent` of the waitress server that carries this request; None under another server."""
     server = _waitress_server(environ)
-    if server is None:
-        return None
+    return None if server is None else unsent(server)
 
-    def unsent() -> bool:
-        channels: Iterable[Any] = list(server.active_channels.values())
+
+def unsent(server: Any) -> Callable[[], bool]:
+    """A function that tells whether any connection of a waitress server has bytes to send or a request to answer.
+
+    A server for several addresses is several servers that share their map of connections.
+    """
+    dispatchers: dict[int, Any] = getattr(server, "_map", None) or server.map
+
+    def any_unsent() -> bool:
+        channels: Iterable[Any] = [each for each in list(dispatchers.values()) if hasattr(each, "total_outbufs_len")]
         return any(channel.total_outbufs_len or channel.requests for channel in channels)
 
-    return unsent
+    return any_unsent
 
 
 def _waitress_server(environ: dict[str, Any]) -> Any:

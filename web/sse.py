@@ -21,44 +21,45 @@ LOOK_SECONDS = 0.25
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
-def events(
-    exchange: Exchange,
-    live: LiveStream,
-    first: str | Completion | None,
-    monotonic: Callable[[], float] = time.monotonic,
-) -> Iterator[bytes]:
-    """The body of the response; ends the upstream call when the client is gone or the server closes it early."""
-    try:
-        part = first
-        while not isinstance(part, Completion):
-            yield KEEP_ALIVE if part is None else _data({"delta": part})
-            part = _next(exchange, live, monotonic)
-        exchange.completion = part
-        yield from _end(exchange, part)
-    finally:
-        if not isinstance(exchange.completion, Completion):
-            exchange.completion = _left(live)
-            exchange.error = exchange.completion.error
+def next_part(
+    exchange: Exchange, live: LiveStream, monotonic: Callable[[], float] = time.monotonic
+) -> str | Completion | None:
+    """The next delta, or how the stream ended; None when it is time for a keep-alive.
 
-
-def _next(exchange: Exchange, live: LiveStream, monotonic: Callable[[], float]) -> str | Completion | None:
-    """The next part; None when it is time for a keep-alive."""
+    A client that is seen to have left ends the stream. (waitress tells where it looks ahead, as `python app.py` has it
+    do; elsewhere the next write tells.)
+    """
     silent_until = monotonic() + KEEP_ALIVE_SECONDS
     gone: Callable[[], bool] = exchange.environ.get("waitress.client_disconnected", _never)
-    while monotonic() < silent_until:
-        part = live.next(LOOK_SECONDS)
+    while (left := silent_until - monotonic()) > 0:
+        part = live.next(min(left, LOOK_SECONDS))
         if part is not None:
             return part
         if gone():
-            raise GeneratorExit
+            return _ended(live)
     return None
+
+
+def events(exchange: Exchange, live: LiveStream, part: str | Completion | None) -> Iterator[bytes]:
+    """The body of the response, which begins with `part`."""
+    while not isinstance(part, Completion):
+        yield KEEP_ALIVE if part is None else _data({"delta": part})
+        part = next_part(exchange, live)
+    _conclude(exchange, part)
+    yield from _end(exchange, part)
+
+
+def close(exchange: Exchange, live: LiveStream) -> None:
+    """The response is closed, sent whole or not (or never begun): what is still under way ends here, with its bill."""
+    if exchange.completion is None:
+        _conclude(exchange, _ended(live))
 
 
 def _never() -> bool:
     return False
 
 
-def _left(live: LiveStream) -> Completion:
+def _ended(live: LiveStream) -> Completion:
     """End Gemini's side and wait for the bill."""
     live.cancel()
     while True:
@@ -67,9 +68,15 @@ def _left(live: LiveStream) -> Completion:
             return part
 
 
+def _conclude(exchange: Exchange, completion: Completion) -> None:
+    error = completion.error
+    exchange.completion, exchange.error = completion, error
+    if isinstance(error, errors.InternalError):
+        exchange.fault = error.__cause__
+
+
 def _end(exchange: Exchange, completion: Completion) -> Iterator[bytes]:
     if completion.error is not None:
-        exchange.error = completion.error
         yield b"event: error\n" + _data(errors.as_json(completion.error, exchange.request_id))
         return
     assert completion.answer is not None  # noqa: S101  # an answer or an error, by construction
