@@ -20,6 +20,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 from weakref import WeakMethod
@@ -196,7 +197,7 @@ class RequestLogger:
 
     def _run(self) -> None:
         for name in FILES:
-            self._took(name)  # all five are there from the first event on, so that whoever follows one finds it
+            self._tried(name, self._files[name].create)  # whoever follows a file finds it from the first event on
         while not (self._closed and not self._queue):
             self._wake.wait(PROBE_SECONDS if self._failing else max(1.0, self._next_sweep - self._monotonic()))
             self._hurry.wait(LINGER_SECONDS)
@@ -240,23 +241,23 @@ class RequestLogger:
 
     def _write(self, pages: dict[str, list[str]]) -> None:
         for name, lines in pages.items():
-            if not self._took(name, "".join(lines).encode("ascii")):
+            if not self._tried(name, partial(self._files[name].append, "".join(lines).encode("ascii"))):
                 self._lost(name, lines)
 
     def _tend(self) -> None:
         """Try the files that failed, so that they heal without traffic, and delete what is past its retention."""
         for name in tuple(self._failing):
-            self._took(name)
+            self._tried(name, self._files[name].probe)
         if self._monotonic() >= self._next_sweep:
             self._next_sweep = self._monotonic() + SWEEP_SECONDS
             for file in self._files.values():
                 file.sweep()
 
-    def _took(self, name: str, lines: bytes = b"") -> bool:
-        """Whether the file took the lines, or without lines, whether it would take some."""
-        file, error = self._files[name], None
+    def _tried(self, name: str, work: Callable[[], None]) -> bool:
+        """Whether the file did what was asked of it; if not, it counts as failing until it does."""
+        error = None
         try:
-            file.append(lines) if lines else file.probe()
+            work()
         except OSError as refused:
             error = error_name(refused) or type(refused).__name__
         with self._state:

@@ -1,29 +1,27 @@
-"""What looks hostile in a request line, what must be masked before it is shown, and which client keeps failing.
+"""What looks hostile in a request line.
 
 Bodies are never looked at, so no prompt is ever a security event. Detection is an observation for the audit log and,
 with SECURITY_MODE=block, a refusal; the service does not rest on it: no caller's input reaches a file name, a shell, or
 SQL text. So where an attack and a question *about* an attack look alike, the question wins: a sentence is nobody's
 payload (`_is_sentence`, `_is_about_code`), and one sign of SQL is not enough (`_sql_signs`).
 
-Pure but for `BurstDetector`, whose state is its own. Detection looks at `MAX_INSPECTED` characters at most of a path,
-query or user agent, decoded `MAX_DECODES` times at most, by patterns whose repeats are bounded: its time is linear in
-that. Of a longer one it looks at both ends, and says that it is long.
+Pure. Detection looks at `MAX_INSPECTED` characters at most of a path, query or user agent, decoded `MAX_DECODES` times
+at most, by patterns whose repeats are bounded: its time is linear in that. Of a longer one it looks at both ends, and
+says that it is long. Clients that keep failing are noticed elsewhere (`audit/bursts.py`).
 """
 
 from __future__ import annotations
 
 import re
-import threading
-import time
 import unicodedata
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final
 from urllib.parse import unquote
 
-Severity = Literal["low", "medium", "high"]
+from audit.findings import Finding, Severity
+from audit.redaction import redact
 
 PATH_TRAVERSAL: Final = "path_traversal"
 SQL_INJECTION: Final = "sql_injection"
@@ -34,28 +32,15 @@ ENCODED_ATTACK: Final = "encoded_attack"
 PROBING_PATH: Final = "probing_path"
 OVERSIZED_TARGET: Final = "oversized_target"
 SCANNER_USER_AGENT: Final = "scanner_user_agent"
-REPEATED_UNAUTHORIZED: Final = "repeated_unauthorized"
-NOT_FOUND_BURST: Final = "not_found_burst"
-RATE_LIMIT_BURST: Final = "rate_limit_burst"
 
 HOSTILE_KINDS: Final = frozenset(
     {PATH_TRAVERSAL, SQL_INJECTION, SCRIPT_INJECTION, COMMAND_INJECTION, HEADER_INJECTION, ENCODED_ATTACK, PROBING_PATH}
 )
-"""What SECURITY_MODE=block refuses: attacks in paths and queries. User agents, length and bursts are only logged."""
+"""What SECURITY_MODE=block refuses: attacks in paths and queries. User agents and length are only logged."""
 
 MAX_INSPECTED: Final = 2048
 MAX_DECODES: Final = 3
 MAX_EVIDENCE: Final = 120
-MASK: Final = "[redacted]"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One suspicious thing: its kind (a constant of this module), how grave it is, and a redacted printable excerpt."""
-
-    kind: str
-    severity: Severity
-    evidence: str
 
 
 # What a request line says ---------------------------------------------------------------------------------------------
@@ -396,137 +381,3 @@ def _evidence(text: str, match: re.Match[str] | None = None) -> str:
     at = shown.find(match[0]) if match else 0
     start = max(0, at - MAX_EVIDENCE // 4)
     return "".join(char if char.isprintable() else "?" for char in shown[start : start + MAX_EVIDENCE])
-
-
-def redact(text: str) -> str:
-    """The same text with credentials masked, in prose, URLs, headers and JSON-like text, percent-encoded or not.
-
-    Masked are keys by their form (Google, OpenAI, GitHub, AWS, Slack, JWT), Bearer and Basic credentials, cookies,
-    passwords in URLs, and the value of whatever is named like a secret. Linear; a text without any sign of one costs a
-    few searches for substrings.
-    """
-    if not _may_hold_secret(text):
-        return text
-    lowered = text.lower()
-    for markers, pattern, replacement in _MASKERS:
-        if any(marker in lowered for marker in markers):
-            text = pattern.sub(replacement, text)
-    return text
-
-
-def _may_hold_secret(text: str) -> bool:
-    """False for most texts: no named value, and none of the forms that keys have."""
-    if ":" in text or "=" in text or "%" in text or "_" in text or "-" in text:
-        return True
-    if "AIza" in text or "eyJ" in text or "AKIA" in text or "ya29" in text or "AQ." in text:
-        return True
-    return "earer" in text or "EARER" in text or "asic" in text or "ASIC" in text
-
-
-def _masked_value(match: re.Match[str]) -> str:
-    quote = match["value"][0] if match["value"][0] in "\"'" else ""
-    return f"{match['name']}{quote}{MASK}{quote}"
-
-
-# Where a name begins: not within a word, though right behind a percent-encoded character.
-_BEGINS: Final = r"(?:(?<![a-z])|(?<=%[0-9a-f]{2}))"
-_SEPARATOR: Final = r"(?:\\?[\"']|%(?:25){0,2}2[27])?\s{0,4}(?:[:=]|%(?:25){0,2}3[ad])\s{0,4}"
-_QUOTED: Final = r"\"(?:[^\"\\\r\n]|\\.)*+\"?|'(?:[^'\\\r\n]|\\.)*+'?"
-_HEADER_SECRET: Final = re.compile(
-    rf"(?P<name>(?:authorization|cookie){_SEPARATOR})(?P<value>{_QUOTED}|[^\r\n\"'\s\[][^\r\n\"']*)",
-    re.IGNORECASE,
-)
-_NAMED_SECRET: Final = re.compile(
-    rf"(?P<name>(?:passw(?:or)?d|passphrase|passwd|pwd|{_BEGINS}pass|secret|token|api[_-]?key"
-    rf"|(?:access|private|admin|signing|master|encryption)[_-]?key|{_BEGINS}key|credentials?|session|{_BEGINS}sid"
-    rf"|signature|{_BEGINS}sig|{_BEGINS}auth)(?:[_-]?(?:id|value|key|token|secret|hash|code|\d{{1,3}}))?{_SEPARATOR})"
-    rf"(?P<value>{_QUOTED}|(?!\[redacted\])[^\s&\"'<>]+)",
-    re.IGNORECASE,
-)
-_SCHEME_SECRET: Final = re.compile(
-    r"((?i:bearer)(?:\s|%20|\+){1,4}|(?i:basic)(?:\s|%20|\+){1,4}"
-    r"(?=[A-Za-z]{0,64}[0-9=+/]|[A-Za-z][a-z]{0,64}[A-Z])(?=[\w+/=-]{6}))[\w.~+/=:%-]+"
-)
-_URL_PASSWORD: Final = re.compile(r"(://[^\s/:@]{0,64}:)[^\s/@\[]{1,256}@")
-_BARE_KEY: Final = re.compile(
-    r"AIza[\w-]{8,}|AQ\.[\w-]{16,}|eyJ[\w-]{6,}(?:\.[\w-]*){0,4}|AKIA[A-Z0-9]{12,}|ya29\.[\w-]{8,}|gh[posur]_\w{16,}"
-    r"|github_pat_\w{16,}|glpat-[\w-]{16,}|xox[a-z]-[\w-]{8,}|[srp]k_(?:live|test)_\w{8,}"
-    r"|(?:(?<![A-Za-z])|(?<=%[0-9A-Fa-f]{2}))sk-[\w-]{8,}"
-)
-# Patterns in the order of their turn, each with the words (in lower case) without one of which it cannot match.
-_MASKERS: Final[tuple[tuple[tuple[str, ...], re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (
-    (("authorization", "cookie"), _HEADER_SECRET, _masked_value),
-    (("key", "token", "auth", "pass", "pwd", "secret", "cred", "sess", "sig", "sid"), _NAMED_SECRET, _masked_value),
-    (("bearer", "basic"), _SCHEME_SECRET, rf"\1{MASK}"),
-    (("://",), _URL_PASSWORD, rf"\1{MASK}@"),
-    (
-        (
-            *("aiza", "eyj", "sk-", "aq.", "akia", "ya29", "_live_", "_test_", "glpat", "xox"),
-            *("github_pat", "ghp_", "gho_", "ghs_", "ghu_", "ghr_"),
-        ),
-        _BARE_KEY,
-        MASK,
-    ),
-)
-
-
-# Who keeps failing ----------------------------------------------------------------------------------------------------
-
-_BURSTS: Final[dict[int, tuple[str, Severity, int]]] = {
-    401: (REPEATED_UNAUTHORIZED, "high", 5),
-    404: (NOT_FOUND_BURST, "medium", 20),
-    429: (RATE_LIMIT_BURST, "low", 20),
-}
-"""By status: the finding, its severity, and how many such answers within the window make a burst."""
-
-
-@dataclass(slots=True)
-class _Failures:
-    times: deque[float]
-    reported: float
-
-
-class BurstDetector:
-    """Notices a client that gathers 401, 404 or 429 answers faster than a person would.
-
-    `window` is in seconds. O(1) an answer and nothing for other statuses; the times of the last few such answers are
-    kept for `max_clients` pairs of client and status, the longest silent forgotten first.
-    """
-
-    def __init__(
-        self,
-        *,
-        window: float = 60.0,
-        max_clients: int = 10_000,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._window = window
-        self._max_clients = max_clients
-        self._monotonic = monotonic
-        self._lock = threading.Lock()
-        self._failures: OrderedDict[tuple[str, int], _Failures] = OrderedDict()
-
-    def observe(self, client: str, status: int) -> Finding | None:
-        """Count one answer. A finding when it completes a burst; one that goes on is told once a window."""
-        burst = _BURSTS.get(status)
-        if burst is None:
-            return None
-        kind, severity, threshold = burst
-        now = self._monotonic()
-        with self._lock:
-            failures = self._failures_of((client, status), threshold)
-            failures.times.append(now)
-            full = len(failures.times) == threshold and now - failures.times[0] < self._window
-            if not full or now - failures.reported < self._window:
-                return None
-            failures.reported = now
-        return Finding(kind, severity, f"{threshold} or more within {self._window:g} s")
-
-    def _failures_of(self, who: tuple[str, int], threshold: int) -> _Failures:
-        failures = self._failures.get(who)
-        if failures is None:
-            failures = self._failures[who] = _Failures(deque(maxlen=threshold), float("-inf"))
-            if len(self._failures) > self._max_clients:
-                self._failures.popitem(last=False)
-        self._failures.move_to_end(who)
-        return failures

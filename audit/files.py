@@ -63,6 +63,11 @@ class LogFile:
         self._write = write
         self._fd: int | None = None
 
+    def create(self) -> None:
+        """Make sure that there is a file."""
+        with self._locked():
+            pass
+
     def append(self, lines: bytes) -> None:
         """Write whole lines, each ending in a newline; a part that the file system refused is taken back."""
         while lines:

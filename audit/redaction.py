@@ -18,31 +18,41 @@ MARGIN: Final = 512
 # Every alternative begins with a literal and has bounded repeats before its tail: one pass, linear.
 _SECRET: Final = re.compile(
     r"""
-      (?:bearer|basic)(?:\s|%20|\+){1,4}()[a-z0-9~+/._=-]{6,}
-    | (?:cookie|authorization)["']?\s{0,4}(?:[:=]|%3d)\s{0,4}["']?()[^\r\n"']+
+      (?:bearer|basic)(?:\s|%20|\+){1,4}()[a-z0-9~+/._=:%-]{6,}
+    | (?:cookie|authorization)["']?\s{0,4}(?:[:=]|%(?:25){0,2}3[ad])\s{0,4}["']?()[^\r\n"']+
     | (?:pass(?:word|wd|phrase|code)?|pwd|secret|token|key|credentials?|session|signature|auth|jwt|sig(?<![a-z]sig)
         |sid(?<![a-z]sid))
-      (?:[_-][a-z0-9_-]{0,20}|key|id|token|value|hash)?
-      (?:\\?["']|%22)?\s{0,4}(?:[:=]|%3[ad])\s{0,4}(?:\\?["']()[^"']*|()[^\s&;,"'<>\\]+)
-    | ://[^\s/@:]{0,100}:()[^\s/@]{1,200}(?=@)
-    | aiza[a-z0-9_-]{6,} | aq\.[a-z0-9_-]{20,} | sk-(?<![a-z0-9]sk-)[a-z0-9_-]{8,}
-    | eyj[a-z0-9_-]{8,}(?:\.[a-z0-9_-]+)* | gh[opsru]_[a-z0-9]{10,} | akia[a-z0-9]{12,} | xox[a-z]-[a-z0-9-]{8,}
+      (?:[_-][a-z0-9_-]{0,20}|key|id|token|value|hash|[0-9]{1,3})?
+      (?:\\?["']|%(?:25){0,2}2[27])?(?:\s|\+|%20){0,4}(?:[:=]|%(?:25){0,2}3[ad])(?:\s|\+|%20){0,4}
+      (?: "()(?:[^"\\]|\\.)*+ | '()(?:[^'\\]|\\.)*+ | \\["']()(?:[^"'\\]|\\\\(?:\\["'])?|\\[^"'\\])*+
+        | ()[^\s&;,"'<>\\]+)
+    | ://[^\s/@:]{0,100}:()[^\s/@]{1,256}(?=@)
+    | aiza[a-z0-9_-]{6,} | aq\.[a-z0-9_-]{16,} | sk-(?<![a-z0-9]sk-)[a-z0-9_-]{8,} | ya29\.[a-z0-9_-]{8,}
+    | eyj[a-z0-9_-]{6,}(?:\.[a-z0-9_-]*)* | akia[a-z0-9]{12,} | xox[a-z]-[a-z0-9-]{8,}
+    | gh[opsru]_[a-z0-9]{10,} | github_pat_[a-z0-9_]{16,} | glpat-[a-z0-9_-]{16,} | [prs]k_(?:live|test)_[a-z0-9]{8,}
     | -----begin[a-z ]{0,40}private[ ]key-----()(?:(?!-----end).)*
     """,
     re.VERBOSE | re.ASCII | re.DOTALL,
 )
+_SIGNS: Final = (
+    *("key", "token", "auth", "pass", "secret", "://", "bearer", "basic", "cookie", "pwd", "cred", "session", "sig"),
+    *("sid", "jwt", "aiza", "sk-", "eyj", "aq.", "akia", "xox", "ya29", "_live_", "_test_", "glpat", "github_pat"),
+    *("ghp_", "gho_", "ghs_", "ghu_", "ghr_"),
+)
+"""A text without any of these, in lower case, holds no secret: looking for them costs a thirtieth of the pattern."""
 
 
 def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
     """`text` with everything masked that looks like a key, token, cookie or password, and each of `secrets`.
 
-    Linear in the length of `text`. Names stay (`password=[redacted]`), values go.
+    In prose, URLs, headers and JSON, percent-encoded (up to three times) or not. Names stay (`password=[redacted]`),
+    values go. Linear in the length of `text`; masking what is masked changes nothing.
     """
     for secret in secrets:
         if secret in text:
             text = text.replace(secret, MASK)
     lowered = text.lower()
-    if not _SECRET.search(lowered):
+    if not any(map(lowered.__contains__, _SIGNS)):
         return text
     if len(lowered) != len(text):  # a few letters have a longer lower case; places in the text must agree
         text = lowered
@@ -64,7 +74,7 @@ def _around_secrets(text: str, lowered: str) -> Iterator[str]:
 
 def _is_prose(word: str) -> bool:
     """`basic english` is prose; the base64 of credentials has capitals, digits or padding."""
-    word = word.rstrip(".")
+    word = word.rstrip(".:")
     return word.isalpha() and word.islower()
 
 

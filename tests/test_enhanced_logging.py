@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from audit.files import LogFile
+from audit.findings import Finding
 from enhanced_logging import FILES, PromptLogging, RequestEvent, RequestLogger
-from security import Finding
 from tests.fakes import FakeClock
 
 PROJECT = Path(__file__).parent.parent

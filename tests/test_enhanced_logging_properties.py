@@ -12,9 +12,9 @@ import pytest
 
 from audit.events import Operation, RequestEvent
 from audit.files import LogFile
+from audit.findings import Finding
 from audit.lines import Lines, PromptLogging
 from enhanced_logging import FILES
-from security import Finding
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from audit.redaction import MARGIN, Redactor, redact
+from audit.redaction import MARGIN, MASK, Redactor, redact
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJjYW5hcnkifQ.c2lnbmF0dXJl-canary"
 
@@ -33,7 +33,7 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJjYW5hcnkifQ.c2lnbmF0dXJl-canary"
         ("X-API-Key: canary", "X-API-Key: [redacted]"),
         ("x-goog-api-key=canary", "x-goog-api-key=[redacted]"),
         ('{"clientSecret": "can ary", "n": 1}', '{"clientSecret": "[redacted]", "n": 1}'),
-        ('{\\"password\\":\\"canary\\"}', '{\\"password\\":\\"[redacted]"}'),
+        ('{\\"password\\":\\"canary\\"}', '{\\"password\\":\\"[redacted]\\"}'),
         ("dbpass=canary&sid=canary&userAuth: canary", "dbpass=[redacted]&sid=[redacted]&userAuth: [redacted]"),
         (
             "aws_secret_access_key = canary, sessionId=canary",
@@ -67,6 +67,11 @@ def test_secrets_are_masked_where_they_stand(text: str, shown: str) -> None:
         "risk-management, task-oriented, ask-me-anything",
         "What makes a good token bucket? A keyboard and a secretary pass by.",
         "https://example.org/a:b?page=2&sort=name",
+        "explain the basic concepts of risk-assessment",
+        "max_output_tokens=5",
+        '{"input_tokens": 12, "output_tokens": 3}',
+        "keyboard: a monkey types",
+        "https://example.com/a?b=c",
     ],
 )
 def test_ordinary_text_is_left_alone(text: str) -> None:
@@ -79,6 +84,48 @@ def test_configured_secrets_are_masked_in_every_spelling() -> None:
     shown = Redactor(("pa ss/é", "canary", "canary-longer", "abc")).shown
     text = "pa ss/é pa%20ss%2F%C3%A9 pa ss/\\u00e9 canary canary-longer abc"
     assert json.loads(shown(text, 1000)) == " ".join(["[redacted]"] * 5) + " abc"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "AIzaSyCANARYCANARYCANARYCANARYCANARYCAN",
+        "see sk-proj-CANARYCANARY and go",
+        "key%3DCANARY",
+        "?key=CANARY&a=1",
+        "%3Fkey%3DCANARY%26a%3D1",
+        "https://h/p?access_token=CANARY",
+        "password=CANARY&x=1",
+        '{"password": "CANARY", "x": 1}',
+        '{"password": "CAN\\"CANARY", "x": 1}',
+        "{'client_secret': 'CANARY'}",
+        "api-key: CANARY",
+        "X-API-Key: CANARY",
+        "Authorization: Bearer CANARY",
+        "{'Authorization': 'Basic CANARY'}",
+        "Proxy-Authorization: Digest CANARY",
+        "sent bearer CANARY.CANARY-CANARY_x",
+        "Bearer%20CANARY",
+        "Basic dXNlcjpDQU5BUlk6CANARY=",
+        "Cookie: session=CANARY; theme=CANARY",
+        "Set-Cookie: id=CANARY; HttpOnly",
+        "eyJCANARYCANARY.eyJCANARY.CANARY-_x",
+        "postgresql://user:CANARY@db/ledger",
+        "ghp_CANARYCANARYCANARYCANARY",
+        "AKIACANARYCANARYCANARY",
+        "xoxb-CANARYCANARY",
+        "sig=CANARY",
+        "PASSWORD = CANARY",
+        "GOOGLE_API_KEY=CANARY",
+        "token%253DCANARY",
+    ],
+)
+def test_nothing_of_a_secret_is_left(text: str) -> None:
+    """In prose, URLs, headers and JSON; and masking twice changes nothing more."""
+    masked = redact(text)
+    assert "CANARY" not in masked
+    assert MASK in masked
+    assert redact(masked) == masked
 
 
 @pytest.mark.parametrize("offset", [0, 1, 40, 50, 51, 60, 100, 99 + MARGIN, 100 + MARGIN, 101 + MARGIN])
@@ -98,7 +145,8 @@ def test_masks_before_the_cut_uncover_nothing_behind_it() -> None:
 @pytest.mark.parametrize(
     "unit",
     ["a", "token", "key", "key=", "sid=sid=", "=", "://", "://:", "eyj", "eyja.", "bearer ", "basic ", "key: ", "sk-",
-     "-----begin private key-----", "cookie", "authorization: '", "pass\\\"", "token%3", "AIza"],
+     "-----begin private key-----", "cookie", "authorization: '", "pass\\\"", "token%3", "AIza", '="\\"', "'", "(",
+     "%25", "key%25253d", 'key="\\', 'key=\\"\\\\', "\ufdfa", "İ"],
 )  # fmt: skip
 def test_time_is_linear_in_the_text(unit: str) -> None:
     """A hundred thousand characters made to be searched again and again take well under a second."""

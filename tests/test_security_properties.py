@@ -11,7 +11,9 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given, settings  # noqa: E402 - only where hypothesis is installed
 from hypothesis import strategies as st  # noqa: E402
 
-from security import MASK, MAX_EVIDENCE, Finding, hostile, inspect, redact  # noqa: E402
+from audit.findings import Finding  # noqa: E402
+from audit.redaction import MASK, redact  # noqa: E402
+from security import MAX_EVIDENCE, hostile, inspect  # noqa: E402
 from web.access import (  # noqa: E402
     UNKNOWN_CLIENT,
     BrokenKeysFile,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from audit.findings import Finding
 from enhanced_logging import RequestEvent
 from errors import ApiError
 from rate_limiter import Verdict
-from security import Finding
 from service import Completion, Origin
 from tasks import Job, Task
 from web import headers

@@ -1,0 +1,17 @@
+"""What the security log tells of: one suspicious thing, whoever noticed it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["low", "medium", "high"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One suspicious thing: its kind (`path_traversal`), how grave it is, and a redacted bounded excerpt."""
+
+    kind: str
+    severity: Severity
+    evidence: str
