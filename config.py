@@ -49,6 +49,8 @@ def _named_secrets(value: object) -> object:
 def _distinct_keys(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     if len({name for name, _ in pairs}) < len(pairs) or len({secret for _, secret in pairs}) < len(pairs):
         raise ValueError("must not repeat a name or a secret")
+    if "admin" in dict(pairs):
+        raise ValueError("must not name a key 'admin': the admin key's is ADMIN_API_KEY")
     return pairs
 
 

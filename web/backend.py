@@ -11,10 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 from accounting.prices import NANO, PriceTable, SpendMeter
 from accounting.till import Till
 from accounting.tokens import DriftMeter, TokenCounter
+from audit.bursts import BurstDetector
 from config import Settings, SettingsError
 from enhanced_logging import RequestLogger
 from gemini_wrapper import Gemini
@@ -47,6 +49,9 @@ class Backend:
         self.settings = settings
         self.clock = clock
         self.monotonic = monotonic
+        self.threads: int | None = None
+        self._early: list[tuple[str, str]] = []
+        self.bursts = BurstDetector(monotonic=monotonic)
         self.logger = RequestLogger(
             settings.log_dir,
             max_bytes=settings.log_max_bytes,
@@ -88,14 +93,32 @@ class Backend:
         self.prices = _prices(settings)
         self.breaker = CircuitBreaker(monotonic=monotonic)
         self.model = _model(settings)
-        self.threads: int | None = None
         self._closing = threading.Event()
         self._service_budgets = _service_budgets(settings)
         self._opening = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
     def _reporter(self, event: str) -> Callable[[str], None]:
-        return lambda message: self.logger.operational(event, message)
+        return lambda message: self._report(event, message)
+
+    def _report(self, event: str, message: str) -> None:
+        """Log it; before `open`, keep it until then, since the log has a thread and files."""
+        if self.is_open:
+            self.logger.operational(event, message)
+        else:
+            self._early.append((event, message))
+
+    def warnings(self) -> list[str]:
+        """What whoever starts the service should know, a sentence each; also what went wrong while it was built."""
+        told = [message for _, message in self._early]
+        if self.keys.open:
+            told.append("No API keys are set, so whoever reaches this service may use it. Set API_KEYS or API_KEYS_FILE.")
+        if self.prices.price_of(self.settings.gemini_model, datetime.fromtimestamp(self.clock(), UTC).date()) is None:
+            told.append(
+                f"No price is known for the model {self.settings.gemini_model}: its calls are recorded as unpriced, at $0,"
+                " and refused where there is a budget. Add it to PRICES_FILE, or set both price settings."
+            )
+        return told
 
     @property
     def is_open(self) -> bool:
@@ -114,6 +137,8 @@ class Backend:
             self.cache.restore(self.journal.load())
             threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
             self.threads = threads
+            while self._early:
+                self._report(*self._early.pop(0))
 
     def _completions(self, pool: ThreadPoolExecutor) -> Completions:
         return Completions(
