@@ -85,6 +85,8 @@ class Api(Flask):
             self.lifecycle.watch_connections(unsent)
 
     def _over(self, exchange: Exchange, sent: int) -> None:
+        if exchange.status >= 400 and (burst := self.backend.bursts.observe(exchange.account, exchange.status)):
+            exchange.findings += (burst,)
         self.backend.logger.record(exchange.event(self.monotonic(), sent))
         self.lifecycle.end()
 
@@ -127,6 +129,8 @@ def create_app(
     usage.register(app, app.backend)
     openapi.register(app, app.backend)
     swagger.register(app)
+    for warning in app.backend.warnings():
+        print(f"Warning: {warning}", file=sys.stderr)
     app.metrics = metrics.register(app, app.backend, app.lifecycle)
     return app
 
@@ -313,6 +317,7 @@ def _serve(settings: Settings) -> int:
         asyncore_use_poll=True,
         max_request_body_size=4 * settings.max_request_bytes,
         max_request_header_size=32 * 1024,
+        clear_untrusted_proxy_headers=settings.trusted_proxies == 0,
         ident="mtllm",
     )
     print(banner(settings, server.effective_port))
