@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 from flask import Flask, Response, request
@@ -18,20 +19,23 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
 import errors
-from accounting.till import Caller
 from config import Settings, SettingsError, load_settings
 from errors import ApiError
-from security import hostile, inspect
-from service import CacheWishes, Completion
-from tasks import TASKS, Job, Task, parse
-from web import headers, metrics, openapi, operations, sse, swagger, usage
-from web.access import access_of, authorize, presented_key
+from tasks import TASKS
+from web import dashboard, headers, metrics, openapi, operations, swagger, usage
+from web.access import access_of
 from web.backend import DEFAULT_THREADS, Backend
 from web.cors import Cors
+from web.door import Door
 from web.exchange import ENVIRON_KEY, Exchange
-from web.lifecycle import Lifecycle, waitress_threads, waitress_unsent
+from web.headers import Headers
+from web.lifecycle import Lifecycle, unsent, waitress_threads, waitress_unsent
+from web.recent import Recent
+from web.task_edge import Reply, TaskEdge, refusal
 
-JSON = "application/json"
+StartResponse = Callable[..., Any]
+
+STATUS_LINES = {status.value: f"{status.value} {status.phrase.upper()}" for status in HTTPStatus}
 
 
 class Api(Flask):
@@ -46,28 +50,51 @@ class Api(Flask):
         self.monotonic = monotonic
         self.backend = Backend(settings, clock=clock, monotonic=monotonic)
         self.lifecycle = Lifecycle(settings.drain_seconds)
+        self.recent = Recent()
         self.cors = Cors(self, settings, headers.EXPOSED)
+        self.door = Door(settings, self.backend.keys)
+        self.task_edge = TaskEdge(settings, self.backend, self.lifecycle, self.door)
+        self._tasks = {task.path: task for task in TASKS}
         self.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
 
-    def wsgi_app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Begin an exchange, let Flask answer, add the headers, and record the exchange when it is over."""
+    def wsgi_app(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Begin an exchange, let the task edge or Flask answer, and record the exchange when it is over."""
         exchange = self._begun(environ)
-
-        def start(status: str, from_flask: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            exchange.status = int(status[:3])
-            exchange.length = next((int(value) for name, value in from_flask if name == "Content-Length"), None)
-            ours = exchange.headers(self.backend.spend.total(), self.monotonic())
-            return start_response(status, [*from_flask, *ours, *self.cors.headers(environ)], exc_info)
-
+        task = self._tasks.get(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" else None
         try:
-            body = super().wsgi_app(environ, start)
+            if task is not None:
+                body = self._send(exchange, self.task_edge.reply(exchange, task), start_response)
+            else:
+                body = super().wsgi_app(environ, partial(self._start, exchange, start_response))
         except BaseException:
             self.lifecycle.end()
             raise
         if exchange.length is None:
-            return Closing(body, lambda sent: self._over(exchange, sent))
+            return Closing(body, partial(self._over, exchange))
         self._over(exchange, exchange.length)
         return body
+
+    def _send(self, exchange: Exchange, reply: Reply, start_response: StartResponse) -> Iterable[bytes]:
+        own = [("Content-Type", reply.media_type), *reply.headers]
+        body = reply.body
+        if not isinstance(body, bytes):
+            self._start(exchange, start_response, STATUS_LINES[reply.status], own)
+            return body
+        own.append(("Content-Length", str(len(body))))
+        self._start(exchange, start_response, STATUS_LINES[reply.status], own)
+        return (body,)
+
+    def _start(
+        self, exchange: Exchange, start_response: StartResponse, status: str, own: Headers, exc_info: Any = None
+    ) -> Any:
+        """The one way out: whatever answered, every response gets its headers here."""
+        exchange.status = int(status[:3])
+        for name, value in own:
+            if name == "Content-Length":
+                exchange.length = int(value)
+        own += exchange.headers(self.backend.spend.total(), self.monotonic())
+        own += self.cors.headers(exchange.environ)
+        return start_response(status, own, exc_info)
 
     def _begun(self, environ: dict[str, Any]) -> Exchange:
         self.lifecycle.begin()
@@ -87,12 +114,16 @@ class Api(Flask):
     def _over(self, exchange: Exchange, sent: int) -> None:
         if exchange.status >= 400 and (burst := self.backend.bursts.observe(exchange.account, exchange.status)):
             exchange.findings += (burst,)
-        self.backend.logger.record(exchange.event(self.monotonic(), sent))
+        event = exchange.event(self.monotonic(), sent)
+        origin = exchange.completion.origin if exchange.completion else None
+        self.backend.logger.record(event)
+        self.metrics.observe(event, origin)
+        self.recent.observe(event, origin)
         self.lifecycle.end()
 
 
 class Closing:
-    """A body whose length only its end tells: a stream, an export. Counts it as it goes out and tells when it is over."""
+    """A body whose length only its end tells: a stream, an export. Counts it on its way and tells when it is over."""
 
     def __init__(self, body: Iterable[bytes], over: Callable[[int], None]) -> None:
         self._body = body
@@ -124,14 +155,15 @@ def create_app(
     app.register_error_handler(HTTPException, answer_http_error)
     app.register_error_handler(Exception, answer_defect)
     for task in TASKS:
-        app.add_url_rule(task.path, task.name, task_view(app, task), methods=["POST"])
-    operations.register(app, app.backend, app.lifecycle)
+        app.add_url_rule(task.path, task.name, methods=["POST"])  # no view: the task edge answers what matches
+    app.metrics = metrics.register(app, app.backend, app.lifecycle)
+    operations.register(app, app.backend, app.lifecycle, app.metrics, app.recent)
     usage.register(app, app.backend)
+    dashboard.register(app)
     openapi.register(app, app.backend)
     swagger.register(app)
     for warning in app.backend.warnings():
         print(f"Warning: {warning}", file=sys.stderr)
-    app.metrics = metrics.register(app, app.backend, app.lifecycle)
     return app
 
 
@@ -142,92 +174,19 @@ def current_exchange() -> Exchange:
 
 
 def enter(app: Api) -> None:
-    """What every request passes before its view: detection, then access."""
-    exchange, environ = current_exchange(), request.environ
-    path, query = environ.get("PATH_INFO", ""), environ.get("QUERY_STRING", "")
-    exchange.findings = inspect(path, query, environ.get("HTTP_USER_AGENT", ""))
-    if exchange.findings and app.settings.security_mode == "block" and hostile(exchange.findings):
-        raise errors.Forbidden()
+    """What every request that Flask answers passes before its view; what has no route is a 404 for everybody."""
+    exchange = current_exchange()
+    app.door.inspect(exchange)
     if request.routing_exception is not None:
         raise request.routing_exception
-    access = access_of(request.method, path, request.args.get("group_by") if query else None)
-    secret = presented_key(environ.get("HTTP_AUTHORIZATION"), environ.get("HTTP_X_API_KEY"))
-    exchange.key = authorize(app.backend.keys, access, secret)
-
-
-def task_view(app: Api, task: Task) -> Callable[[], Response]:
-    """The view of one task; all tasks share this path."""
-
-    def view() -> Response:
-        exchange, backend = current_exchange(), app.backend
-        exchange.task = task
-        if app.lifecycle.draining:
-            raise errors.Draining(retry_after=app.lifecycle.seconds_left())
-        admit(app, exchange)
-        exchange.job = job = parse(task, body(), max_chars=app.settings.max_prompt_chars)
-        wishes = headers.cache_wishes(exchange.environ.get("HTTP_CACHE_CONTROL"))
-        key = exchange.key
-        caller = Caller(exchange.request_id, exchange.account, key.name if key else None, backend.budgets(key))
-        if job.stream:
-            return stream(app, exchange, job, caller, wishes)
-        deadline = exchange.started + app.settings.gemini_timeout_seconds
-        exchange.completion = completion = backend.completions.complete(job, caller, wishes, deadline=deadline)
-        return answer(completion)
-
-    return view
-
-
-def admit(app: Api, exchange: Exchange) -> None:
-    """Count the request against its client's windows; raises RateLimited."""
-    own = exchange.key.rate_limits if exchange.key else None
-    limits = app.settings.rate_limits if own is None else own
-    exchange.verdict = verdict = app.backend.limiter.hit(exchange.account, limits)
-    if verdict is not None and not verdict.admitted:
-        raise errors.RateLimited(retry_after=verdict.retry_after)
-
-
-def body() -> bytes:
-    """The request's body; raises UnsupportedMediaType unless it is declared as JSON, PayloadTooLarge past the limit."""
-    if not request.is_json:
-        raise errors.UnsupportedMediaType()
-    return request.get_data(cache=False)
-
-
-def answer(completion: Completion) -> Response:
-    """The plain response; raises the error the completion ended with."""
-    if completion.error is not None:
-        raise completion.error
-    assert completion.answer is not None  # noqa: S101  # an answer or an error, by construction
-    return Response(completion.answer.body, mimetype=JSON)
-
-
-def stream(app: Api, exchange: Exchange, job: Job, caller: Caller, wishes: CacheWishes) -> Response:
-    """The response as server-sent events; an error before the first of them is an ordinary one."""
-    settings = app.settings
-    live = app.backend.completions.stream(
-        job,
-        caller,
-        wishes,
-        deadline=exchange.started + settings.stream_max_seconds,
-        gap=settings.gemini_timeout_seconds,
-    )
-    first = live.next(sse.KEEP_ALIVE_SECONDS)
-    if isinstance(first, Completion):
-        exchange.completion = first
-        if first.error is not None:
-            raise first.error
-    exchange.pending = not isinstance(first, Completion)
-    return Response(sse.events(exchange, live, first), mimetype="text/event-stream")
+    group_by = request.args.get("group_by") if request.query_string else None
+    app.door.authorize(exchange, access_of(request.method, request.path, group_by))
 
 
 def answer_error(error: ApiError) -> Response:
-    """The JSON of section 4's shape: a sentence, a code, the request id, and details where there are any."""
-    exchange = current_exchange()
-    exchange.error = error
-    exchange.fault = exchange.fault or error.__cause__ if error.status == 500 else None
-    response = Response(json.dumps(errors.as_json(error, exchange.request_id)), error.status, mimetype=JSON)
-    response.headers.update(error.headers())
-    return response
+    """The refusal as Flask's response."""
+    reply = refusal(current_exchange(), error)
+    return Response(reply.body, reply.status, reply.headers, content_type=reply.media_type)
 
 
 def answer_http_error(error: HTTPException) -> Response:
@@ -249,9 +208,7 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 def answer_defect(defect: Exception) -> Response:
     """A defect of ours: the client gets a sentence, the log the traceback."""
-    error = errors.InternalError()
-    error.__cause__ = defect
-    return answer_error(error)
+    return answer_error(errors.caused_by(defect))
 
 
 def __getattr__(name: str) -> Any:
@@ -322,6 +279,7 @@ def _serve(settings: Settings) -> int:
     )
     print(banner(settings, server.effective_port))
     app.backend.open(settings.threads)
+    app.lifecycle.watch_connections(unsent(server))
     try:
         server.run()
     except KeyboardInterrupt:

@@ -307,6 +307,13 @@ class UpstreamTimeout(UpstreamFailure):
     sentence = "Gemini did not answer in time."
 
 
+def caused_by(defect: Exception) -> InternalError:
+    """The error that a client gets for a defect of ours, which stays its cause for the log."""
+    error = InternalError()
+    error.__cause__ = defect
+    return error
+
+
 def as_json(error: ApiError, request_id: str) -> dict[str, Any]:
     """The body of every error: a sentence, a code, the request's id, and for a bad request the bad fields."""
     body: dict[str, Any] = {"error": error.message, "code": error.code, "request_id": request_id}

@@ -37,6 +37,7 @@ from errors import (
     UpstreamFailure,
     UpstreamInvalidAnswer,
     UpstreamTimeout,
+    caused_by,
 )
 from lru_cache import Found, StoredAnswer
 from resilience.admission import Admission
@@ -213,7 +214,7 @@ class Completions:
 
     def _hit(self, job: Job, caller: Caller, found: Found, origin: Origin = Origin.HIT) -> Completion:
         answer = found.answer
-        self._till.book_hit(job, caller, answer)
+        self._till.book_hit(job, caller, answer, shared=origin is Origin.SHARED)
         return Completion(
             origin,
             Receipt(answer.input_tokens, answer.output_tokens),
@@ -224,11 +225,17 @@ class Completions:
         )
 
     def _stale_instead(self, order: _Order, failed: Completion) -> Completion:
-        """An expired answer, if one may still serve and the failure is Gemini's; else the failure."""
+        """An expired answer, if one may still serve and the failure is Gemini's; else the failure.
+
+        What the failed attempts were billed is shown with the answer all the same.
+        """
         if not isinstance(failed.error, UpstreamFailure) or order.wishes.no_store:
             return failed
         found = self._cache.look_up_stale(order.key)
-        return failed if found is None else self._hit(order.job, order.caller, found, Origin.STALE)
+        if found is None:
+            return failed
+        stale = self._hit(order.job, order.caller, found, Origin.STALE)
+        return replace(stale, receipt=failed.receipt + stale.receipt)
 
     # One flight for identical requests
 
@@ -251,7 +258,7 @@ class Completions:
     def _lead(self, order: _Order, flight: Future[_Landing]) -> Completion:
         """Fly in the pool, so that the flight's life does not hang on this request's; its place goes with it."""
         self._pool.submit(self._fly, order, flight)
-        landing = self._waited(flight, order.deadline)
+        landing = self._waited(flight, order)
         if landing.found is not None:
             self._cache.count_shared_hit()
             return self._hit(order.job, order.caller, landing.found)
@@ -260,15 +267,16 @@ class Completions:
 
     def _follow(self, order: _Order, flight: Future[_Landing]) -> _Landing:
         try:
-            return self._waited(flight, order.deadline)
+            return self._waited(flight, order)
         finally:
             self._admission.leave()
 
-    def _waited(self, flight: Future[_Landing], deadline: float) -> _Landing:
+    def _waited(self, flight: Future[_Landing], order: _Order) -> _Landing:
+        """The landing; past the deadline a failure, with what the attempts have cost `order` by then."""
         try:
-            return flight.result(max(0.0, deadline + ANSWER_GRACE_SECONDS - self._monotonic()))
+            return flight.result(max(0.0, order.deadline + ANSWER_GRACE_SECONDS - self._monotonic()))
         except FutureTimeout:
-            return _Landing(Receipt(), error=UpstreamTimeout(breaks=True, maybe_billed=True))
+            return _Landing(order.receipt, error=UpstreamTimeout(breaks=True, maybe_billed=True))
 
     def _shared(self, order: _Order, landing: _Landing, waited: float) -> Completion:
         if landing.answer is None:
@@ -294,7 +302,7 @@ class Completions:
         except ApiError as error:
             return _Landing(order.receipt, error=error)
         except Exception as defect:  # a landing is owed whatever happens; the edge logs the cause
-            return _Landing(order.receipt, error=_caused_by(defect))
+            return _Landing(order.receipt, error=caused_by(defect))
 
     def _answered_meanwhile(self, order: _Order) -> Found | None:
         """Look once more: another flight may have landed between this one's look-up and its start."""
@@ -358,7 +366,7 @@ class Completions:
 
     def _settled(self, order: _Order, entry: Entry, answer: Answer) -> _Bought:
         text, failure = _read(order.job, answer)
-        charge = self._till.charge(order.job.instruction, answer)
+        charge = entry.charge(order.job.instruction, answer)
         order.receipt += entry.settle(answer, charge, "ok" if failure is None else failure.code)
         if failure is not None:
             raise failure
@@ -416,7 +424,7 @@ class Completions:
         except ApiError as error:
             landing = _Landing(order.receipt, error=Abandoned() if live.cancelled.is_set() else error)
         except Exception as defect:  # the stream must end whatever happens; the edge logs the cause
-            landing = _Landing(order.receipt, error=_caused_by(defect))
+            landing = _Landing(order.receipt, error=caused_by(defect))
         self._streams.discard(live)
         self._admission.leave()
         completion = Completion(Origin.PAID, landing.receipt, landing.answer, landing.error, kept=landing.kept)
@@ -476,17 +484,11 @@ class Completions:
             self._admission.count_abandoned()
         came = None if source is None else source.partial_answer()
         if came is not None and (came.text or came.usage):
-            order.receipt += entry.settle(came, self._till.charge(order.job.instruction, came), status)
+            order.receipt += entry.settle(came, entry.charge(order.job.instruction, came), status)
         else:
             order.receipt += entry.fail(status, maybe_billed=billed)
         if left:
             raise Abandoned from failure
-
-
-def _caused_by(defect: Exception) -> InternalError:
-    error = InternalError()
-    error.__cause__ = defect
-    return error
 
 
 _Bought = tuple[Answer, Charge, str]

@@ -271,18 +271,15 @@ class Job:
     def key(self, model: str, scope: str = "") -> bytes:
         """A digest over everything that changes the answer; `scope` keeps the answers of callers apart."""
         asked = self.instruction
-        canonical = json.dumps(
-            [
-                self.task.name,
-                self.task.template_version,
+        canonical = "\0".join(  # no part holds a NUL, and all but the labels, which come last, are always there
+            (
+                f"{self.task.name} {self.task.template_version} {asked.temperature!r} {asked.max_output_tokens}",
                 model,
                 scope,
+                asked.system or "",
                 asked.prompt,
-                asked.system,
-                asked.labels,
-                asked.temperature,
-                asked.max_output_tokens,
-            ]
+                *asked.labels,
+            )
         )
         return blake2b(canonical.encode(), digest_size=20).digest()
 

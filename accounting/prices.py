@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,7 @@ class SpendMeter:
         return self._total
 
 
+@lru_cache(maxsize=4096)
 def format_usd(nano: int) -> str:
     """Dollars with exactly six decimals, rounded half even: 170_000 nano-dollars are `0.000170`."""
     if nano < 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from audit.findings import Finding
@@ -13,8 +12,7 @@ from service import Completion, Origin
 from tasks import Job, Task
 from web import headers
 from web.access import ApiKey
-
-Headers = list[tuple[str, str]]
+from web.headers import Headers
 
 ENVIRON_KEY = "mtllm.exchange"
 
@@ -66,16 +64,19 @@ class Exchange:
         """Whom limits, logs and ledger know the caller as: the API key's name, else the address."""
         return self.key.name if self.key else self.client
 
-    def headers(self, overall: int, now: float) -> Iterator[tuple[str, str]]:
+    def headers(self, overall: int, now: float) -> Headers:
         """Every header of ours, given the nano-dollars spent since the start and the monotonic time."""
-        yield "X-Request-ID", self.request_id
-        yield from headers.STATIC
-        yield from headers.money(self.completion, overall, pending=self.pending)
+        completion = self.completion
+        rendered = [("X-Request-ID", self.request_id), *headers.STATIC]
+        rendered += headers.money(completion, overall)
+        if self.pending:
+            rendered.append(("X-Cost-Pending", "true"))
         if self.verdict is not None:
-            yield from headers.limits(self.verdict)
-        if self.completion is not None and self.completion.origin is not Origin.NONE:
-            yield from headers.cache_story(self.completion)
-        yield "Server-Timing", headers.server_timing(self.completion, now - self.started)
+            rendered += headers.limits(self.verdict)
+        if completion is not None and completion.origin is not Origin.NONE:
+            rendered += headers.cache_story(completion)
+        rendered.append(("Server-Timing", headers.server_timing(completion, now - self.started)))
+        return rendered
 
     def event(self, now: float, response_bytes: int) -> RequestEvent:
         """The canonical record of this request, once it is over (`now` is monotonic)."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
 from math import ceil
-from uuid import uuid4
+from random import Random
 
 from accounting.prices import format_usd
 from rate_limiter import Verdict, limit_header, policy_header
 from service import CacheWishes, Completion, Origin
+
+Headers = list[tuple[str, str]]
 
 CACHE_NAME = "mtllm"
 """How this cache calls itself in Cache-Status (RFC 9211)."""
@@ -35,6 +37,7 @@ EXPOSED = (
     "RateLimit-Policy",
     "Retry-After",
     "Allow",
+    "WWW-Authenticate",
     "Server-Timing",
 )
 """Every header of ours that a browser page may read; Access-Control-Expose-Headers is made from it."""
@@ -46,11 +49,30 @@ _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f
 _DELTA_SECONDS = re.compile(r"[0-9]{1,10}")
 
 
+class _Randomness:
+    """A generator seeded by the system, anew in each process: ids need to be unique, not secret, and asking the
+    system for every one costs as much as the rest of a hit's headers."""
+
+    def __init__(self) -> None:
+        self.seed()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.seed)
+
+    def seed(self) -> None:
+        self.bits = Random(os.urandom(32)).getrandbits  # noqa: S311  # not for secrets
+
+
+_random = _Randomness()
+_UUID4_CLEAR = ~((0xF << 76) | (0x3 << 62))
+_UUID4_SET = (0x4 << 76) | (0x2 << 62)
+
+
 def request_id(offered: str | None) -> str:
-    """The caller's id where it is harmless, else a new UUID4."""
+    """The caller's id where it is harmless, else a new UUID4 (RFC 9562, section 5.4)."""
     if offered is not None and _REQUEST_ID.fullmatch(offered):
         return offered
-    return str(uuid4())
+    digits = f"{_random.bits(128) & _UUID4_CLEAR | _UUID4_SET:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def trace_id(traceparent: str | None) -> str | None:
@@ -84,22 +106,21 @@ def cache_wishes(cache_control: str | None) -> CacheWishes:
 NO_WISHES = CacheWishes()
 
 
-def money(completion: Completion | None, overall: int, *, pending: bool = False) -> Iterator[tuple[str, str]]:
+def money(completion: Completion | None, overall: int) -> Headers:
     """Costs and tokens; zeros where there was no completion. `overall` is nano-dollars since the start."""
     if completion is None:
-        yield from _NOTHING
-    else:
-        receipt = completion.receipt
-        yield "X-Cost-Input", format_usd(receipt.input_cost)
-        yield "X-Cost-Output", format_usd(receipt.output_cost)
-        yield "X-Cost-Total", format_usd(receipt.total_cost)
-        yield "X-Cost-Nanodollars", str(receipt.total_cost)
-        yield "X-Tokens-Input", str(receipt.input_tokens)
-        yield "X-Tokens-Output", str(receipt.output_tokens)
-        yield "X-Cached", "true" if completion.cached else "false"
-    yield "X-Cost-Overall", format_usd(overall)
-    if pending:
-        yield "X-Cost-Pending", "true"
+        return [*_NOTHING, ("X-Cost-Overall", format_usd(overall))]
+    receipt = completion.receipt
+    return [
+        ("X-Cost-Input", format_usd(receipt.input_cost)),
+        ("X-Cost-Output", format_usd(receipt.output_cost)),
+        ("X-Cost-Total", format_usd(receipt.total_cost)),
+        ("X-Cost-Nanodollars", str(receipt.total_cost)),
+        ("X-Tokens-Input", str(receipt.input_tokens)),
+        ("X-Tokens-Output", str(receipt.output_tokens)),
+        ("X-Cached", "true" if completion.cached else "false"),
+        ("X-Cost-Overall", format_usd(overall)),
+    ]
 
 
 _NOTHING = (
@@ -113,12 +134,12 @@ _NOTHING = (
 )
 
 
-def cache_story(completion: Completion) -> Iterator[tuple[str, str]]:
+def cache_story(completion: Completion) -> Headers:
     """Where the answer came from (RFC 9211) and, for one that was paid for before, its age and what it saved."""
-    if completion.cached:
-        yield "Age", str(int(completion.age))
-        yield "X-Cost-Saved", format_usd(completion.saved)
-    yield "Cache-Status", _cache_status(completion)
+    story = ("Cache-Status", _cache_status(completion))
+    if not completion.cached:
+        return [story]
+    return [story, ("Age", str(int(completion.age))), ("X-Cost-Saved", format_usd(completion.saved))]
 
 
 def _cache_status(completion: Completion) -> str:
@@ -129,13 +150,15 @@ def _cache_status(completion: Completion) -> str:
     return f"{CACHE_NAME}; fwd=miss; stored" if completion.kept else f"{CACHE_NAME}; fwd=miss"
 
 
-def limits(verdict: Verdict) -> Iterator[tuple[str, str]]:
+def limits(verdict: Verdict) -> Headers:
     """The client's rate limit: the common X- names and the fields of draft-ietf-httpapi-ratelimit-headers-11."""
-    yield "X-RateLimit-Limit", str(verdict.limit.amount)
-    yield "X-RateLimit-Remaining", str(verdict.remaining)
-    yield "X-RateLimit-Reset", str(ceil(verdict.reset))
-    yield "RateLimit", limit_header(verdict)
-    yield "RateLimit-Policy", policy_header(verdict.policy)
+    return [
+        ("X-RateLimit-Limit", str(verdict.limit.amount)),
+        ("X-RateLimit-Remaining", str(verdict.remaining)),
+        ("X-RateLimit-Reset", str(ceil(verdict.reset))),
+        ("RateLimit", limit_header(verdict)),
+        ("RateLimit-Policy", policy_header(verdict.policy)),
+    ]
 
 
 def server_timing(completion: Completion | None, elapsed: float) -> str:

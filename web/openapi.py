@@ -255,12 +255,16 @@ def _examples_of(task: Task) -> tuple[Json, Json]:
 
 def _stream_body(task: Task, answered: Json) -> Json:
     delta, end = {"delta": answered[task.answer_field]}, {**answered, "cost": samples.COST}
+    data = [_ref(model.__name__) for model in (schemas.StreamDelta, schemas.stream_end(task), schemas.Error)]
     schema = {
-        "type": "string",
-        "description": (
-            "Unnamed events, each with a StreamDelta as data; comments while Gemini is silent; then either "
-            f"`event: done` with a {schemas.stream_end(task).__name__}, or `event: error` with an Error."
-        ),
+        "description": "Each event. Those with a delta have no name; comments come while Gemini is silent; the last "
+        "one is `done`, or `error` where the answer broke off.",
+        "type": "object",
+        "properties": {
+            "event": {"enum": ["message", "done", "error"], "default": "message"},
+            "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": {"oneOf": data}},
+        },
+        "required": ["data"],
     }
     example = f"data: {json.dumps(delta)}\n\nevent: done\ndata: {json.dumps(end)}\n\n"
     return {"text/event-stream": {"schema": schema, "example": example}}
@@ -366,12 +370,9 @@ _OTHER_OPERATIONS = (
 # Parameters -----------------------------------------------------------------------------------------------------------
 
 
-def _header_parameter(name: str, description: str, example: str) -> Json:
-    return {"name": name, "in": "header", "description": description, "schema": _STRING, "example": example}
-
-
-def _query_parameter(name: str, description: str, schema: Json, example: str) -> Json:
-    return {"name": name, "in": "query", "description": description, "schema": schema, "example": example}
+def _parameter(place: str, name: str, description: str, schema: Json, example: str) -> Json:
+    """The example is the schema's: Swagger UI would fill in the parameter's own, unasked."""
+    return {"name": name, "in": place, "description": description, "schema": schema | {"examples": [example]}}
 
 
 _STRING: Json = {"type": "string"}
@@ -382,26 +383,38 @@ _MOMENT: Json = {
 _MOMENTS = "RFC 3339, a date (its first moment, UTC), or epoch seconds."
 
 _PARAMETERS: Json = {
-    "RequestId": _header_parameter(
-        "X-Request-ID", "An id of your own for this request; one that is not harmless is replaced.", samples.REQUEST_ID
+    "RequestId": _parameter(
+        "header",
+        "X-Request-ID",
+        "An id of your own for this request; one that is not harmless is replaced.",
+        _STRING,
+        samples.REQUEST_ID,
     ),
-    "CacheControl": _header_parameter(
+    "CacheControl": _parameter(
+        "header",
         "Cache-Control",
         "`no-cache` asks Gemini and stores, `no-store` leaves no trace, `max-age=N` takes an answer at most N seconds "
         "old, `only-if-cached` never asks Gemini (504 `not_cached`). Anything else is ignored.",
+        _STRING,
         "max-age=600",
     ),
-    "Traceparent": _header_parameter(
+    "Traceparent": _parameter(
+        "header",
         "traceparent",
         "W3C Trace Context; the trace id is in every log line of the request. A bad one is ignored.",
+        _STRING,
         "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     ),
-    "From": _query_parameter("from", f"First moment that counts: {_MOMENTS}", _MOMENT, "2026-11-01"),
-    "To": _query_parameter("to", f"First moment that counts no more: {_MOMENTS}", _MOMENT, "2026-12-01T00:00:00Z"),
-    "GroupBy": _query_parameter(
-        "group_by", "What is summed up.", {"enum": list(get_args(GroupBy)), "type": "string", "default": "day"}, "task"
+    "From": _parameter("query", "from", f"First moment that counts: {_MOMENTS}", _MOMENT, "2026-11-01"),
+    "To": _parameter("query", "to", f"First moment that counts no more: {_MOMENTS}", _MOMENT, "2026-12-01T00:00:00Z"),
+    "GroupBy": _parameter(
+        "query",
+        "group_by",
+        "What is summed up.",
+        {"enum": list(get_args(GroupBy)), "type": "string", "default": "day"},
+        "task",
     ),
-    "Format": _query_parameter("format", "CSV or JSON lines.", {"enum": list(FORMATS), "default": "csv"}, "jsonl"),
+    "Format": _parameter("query", "format", "CSV or JSON lines.", {"enum": list(FORMATS), "default": "csv"}, "jsonl"),
 }
 
 

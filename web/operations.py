@@ -8,14 +8,17 @@ from flask import Flask, Response, jsonify
 
 from accounting.prices import dollars
 from ledger import WindowUsage
+from web import figures
 from web.backend import Backend
 from web.lifecycle import Lifecycle
+from web.metrics import Metrics
+from web.recent import Recent
 
 WINDOWS = {"last_hour": 1, "last_24_hours": 24, "last_30_days": 720}
 FLUSH_SECONDS = 0.5
 
 
-def register(app: Flask, backend: Backend, lifecycle: Lifecycle) -> None:
+def register(app: Flask, backend: Backend, lifecycle: Lifecycle, metrics: Metrics, recent: Recent) -> None:
     """Add the routes to `app`."""
 
     def health() -> Response:
@@ -29,7 +32,7 @@ def register(app: Flask, backend: Backend, lifecycle: Lifecycle) -> None:
         return jsonify(status=status, checks=checks), 503 if failing else 200
 
     def stats() -> Response:
-        return jsonify(statistics(backend))
+        return jsonify({**statistics(backend, recent), **figures.live(backend, lifecycle, metrics, recent)})
 
     def clear_cache() -> Response:
         return jsonify(deleted=backend.cache.clear())
@@ -58,8 +61,8 @@ def _check(holds: bool, reason: str, otherwise: str = "fail") -> dict[str, Any]:
     return {"status": "ok"} if holds else {"status": otherwise, "reason": reason}
 
 
-def statistics(backend: Backend) -> dict[str, Any]:
-    """The body of /stats: the documented keys, and more beside them."""
+def statistics(backend: Backend, recent: Recent) -> dict[str, Any]:
+    """The documented keys of /stats; `web.figures` tells what stands beside them."""
     backend.ledger.flush()
     now = backend.clock()
     totals, cache = backend.ledger.totals(), backend.cache.get_stats()
@@ -69,6 +72,7 @@ def statistics(backend: Backend) -> dict[str, Any]:
         "rate_limit_stats": {
             "cache_size": backend.rate_limit_cache.size(),
             "max_size": backend.settings.rate_limit_cache_size,
+            **figures.limiter(backend, recent),
         },
         "overall_stats": {
             "total_requests_all_time": totals.requests,

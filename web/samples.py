@@ -22,6 +22,8 @@ _WINDOW = {
     "cost_savings_from_cache": 0.0000084,
     "total_tokens": {"input": 24, "output": 36},
 }
+_NO_REQUESTS = {"paid": 0, "hit": 0, "shared": 0, "stale": 0, "errors": {}}
+
 STATISTICS = {
     "cache_stats": {
         "size": 2,
@@ -40,7 +42,13 @@ STATISTICS = {
         "last_24_hours": {**_WINDOW, "period_hours": 24},
         "last_30_days": {**_WINDOW, "period_hours": 720},
     },
-    "rate_limit_stats": {"cache_size": 1, "max_size": 10_000},
+    "rate_limit_stats": {
+        "cache_size": 1,
+        "max_size": 10_000,
+        "limits": [{"requests": 60, "seconds": 60}, {"requests": 1000, "seconds": 3600}],
+        "protected": 0,
+        "rejected": 0,
+    },
     "overall_stats": {
         "total_requests_all_time": 3,
         "cached_requests_all_time": 1,
@@ -50,6 +58,36 @@ STATISTICS = {
         "unpriced_requests_all_time": 0,
         "total_cost_since_start": 0.0000168,
     },
+    "requests_by_task": {
+        "text": {"paid": 2, "hit": 1, "shared": 0, "stale": 0, "errors": {"upstream_timeout": 1}},
+        "code": _NO_REQUESTS,
+        "classify": _NO_REQUESTS,
+    },
+    "latency": {
+        "hit": {"samples": 1, "p50_ms": 0.8, "p95_ms": 0.8, "p99_ms": 0.8, "max_ms": 0.8},
+        "miss": {"samples": 2, "p50_ms": 640.2, "p95_ms": 812.4, "p99_ms": 812.4, "max_ms": 812.4},
+        "own": {"samples": 3, "p50_ms": 3.1, "p95_ms": 4.4, "p99_ms": 4.4, "max_ms": 4.4},
+    },
+    "token_estimate": {"samples": 2, "input_ratio": 0.92, "output_ratio": 1.04, "dropped": 0},
+    "budget": {"limit": 5.0, "spent": 0.0000168, "reserved": 0.0},
+    "breaker": {"state": "closed", "consecutive_failures": 1, "retry_in_seconds": 0.0, "times_opened": 0},
+    "admission": {"in_use": 0, "places": 31, "shed": 0},
+    "last_errors": [
+        {
+            "code": "upstream_timeout",
+            "count": 1,
+            "latest": [
+                {
+                    "timestamp": "2026-11-23T15:53:02.500000Z",
+                    "status": 504,
+                    "method": "POST",
+                    "path": "/api/v1/generate/text",
+                    "request_id": REQUEST_ID,
+                }
+            ],
+        }
+    ],
+    "service": {"model": "gemini-2.5-flash-lite", "offline": False, "in_flight": 1, "draining": False},
 }
 USAGE = {
     "from": "2026-10-24T15:53:02.000000Z",

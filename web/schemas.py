@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from ledger import GroupBy
+from resilience.breaker import State
 from service import Origin
 from tasks import FinishReason, Task
 
@@ -203,6 +204,14 @@ class Windows(Body):
     last_30_days: WindowFigures
 
 
+class LimitFigures(Body):
+    """One window."""
+
+    requests: int = Field(ge=1)
+    """Requests admitted in any so many seconds."""
+    seconds: int = Field(ge=1)
+
+
 class LimiterFigures(Body):
     """The table of rate-limited clients of this process."""
 
@@ -210,6 +219,12 @@ class LimiterFigures(Body):
     """Clients in the table."""
     max_size: int = Field(ge=1)
     """Clients that it remembers at most (RATE_LIMIT_CACHE_SIZE)."""
+    limits: list[LimitFigures]
+    """The windows of callers without limits of their own (RATE_LIMITS)."""
+    protected: int = Field(ge=0)
+    """Clients that are, or just were, at a limit."""
+    rejected: int = Field(ge=0)
+    """Requests answered with 429 since the start."""
 
 
 class AllTimeFigures(Body):
@@ -230,6 +245,118 @@ class AllTimeFigures(Body):
     """Dollars paid since this process started, as in X-Cost-Overall."""
 
 
+class TaskFigures(Body):
+    """Finished requests of one task since the start."""
+
+    paid: int = Field(ge=0)
+    """Answered by Gemini."""
+    hit: int = Field(ge=0)
+    """Answered from the cache."""
+    shared: int = Field(ge=0)
+    """Answered by an identical request in flight."""
+    stale: int = Field(ge=0)
+    """Answered by an expired answer while Gemini failed."""
+    errors: dict[str, int]
+    """By code."""
+
+
+class Percentiles(Body):
+    """Of the last 1000 requests at most, in milliseconds."""
+
+    samples: int = Field(ge=0)
+    p50_ms: float = Field(ge=0)
+    p95_ms: float = Field(ge=0)
+    p99_ms: float = Field(ge=0)
+    max_ms: float = Field(ge=0)
+
+
+class LatencyFigures(Body):
+    """How long requests took."""
+
+    hit: Percentiles
+    """Answered without Gemini."""
+    miss: Percentiles
+    """Those that waited for Gemini."""
+    own: Percentiles
+    """Our own share: without Gemini and queue."""
+
+
+class EstimateFigures(Body):
+    """tiktoken's counts beside Gemini's."""
+
+    samples: int = Field(ge=0)
+    """Calls compared."""
+    input_ratio: float | None
+    """Estimate over report; null before the first."""
+    output_ratio: float | None
+    """Estimate over report; null before the first."""
+    dropped: int = Field(ge=0)
+    """Calls not compared, for lack of time."""
+
+
+class BudgetFigures(Body):
+    """The service's budget of this UTC day, in dollars."""
+
+    limit: float = Field(ge=0)
+    """DAILY_BUDGET_USD."""
+    spent: float = Field(ge=0)
+    reserved: float = Field(ge=0)
+    """Upper bounds of calls that are not settled, or of which Gemini may bill more than is known."""
+
+
+class BreakerFigures(Body):
+    """The circuit breaker before Gemini."""
+
+    state: State
+    consecutive_failures: int = Field(ge=0)
+    retry_in_seconds: float = Field(ge=0)
+    """Seconds until the next call is let through; 0 when one would be now."""
+    times_opened: int = Field(ge=0)
+    """Since the start."""
+
+
+class AdmissionFigures(Body):
+    """Places for requests that wait for Gemini."""
+
+    in_use: int = Field(ge=0)
+    places: int = Field(ge=1)
+    shed: int = Field(ge=0)
+    """Requests refused since the start because no place was free."""
+
+
+class SeenError(Body):
+    """One request that failed."""
+
+    timestamp: str = Field(json_schema_extra={"format": "date-time"})
+    status: int
+    method: str
+    path: str
+    request_id: str
+
+
+class ErrorFigures(Body):
+    """Requests that failed with one code; 404s are not kept."""
+
+    code: str
+    count: int = Field(ge=1)
+    """Since the start."""
+    latest: list[SeenError]
+    """The last 5 at most, the latest first."""
+
+
+class ServiceFigures(Body):
+    """What runs."""
+
+    model: str
+    """GEMINI_MODEL; an offline one begins with `offline-`."""
+    offline: bool
+    """Answers are canned."""
+    in_flight: int = Field(ge=0)
+    """Requests not yet closed, this one included."""
+    draining: bool
+    """It is shutting down."""
+
+
 class Statistics(Body):
     """The figures of the service."""
 
@@ -237,6 +364,17 @@ class Statistics(Body):
     usage_stats: Windows
     rate_limit_stats: LimiterFigures
     overall_stats: AllTimeFigures
+    requests_by_task: dict[str, TaskFigures]
+    """By the task's name: text, code, classify."""
+    latency: LatencyFigures
+    token_estimate: EstimateFigures
+    budget: BudgetFigures | None
+    """null without DAILY_BUDGET_USD."""
+    breaker: BreakerFigures
+    admission: AdmissionFigures
+    last_errors: list[ErrorFigures]
+    """The code seen last comes first."""
+    service: ServiceFigures
 
 
 class UsageOfGroup(Body):

@@ -21,6 +21,22 @@ LOOK_SECONDS = 0.25
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
+class Body:
+    """The body of a streamed response, which begins with `first`; closing it ends what is still under way."""
+
+    def __init__(self, exchange: Exchange, live: LiveStream, first: str | Completion | None) -> None:
+        self._exchange = exchange
+        self._live = live
+        self._first = first
+
+    def __iter__(self) -> Iterator[bytes]:
+        return events(self._exchange, self._live, self._first)
+
+    def close(self) -> None:
+        """Called by the server when the response is done with, sent whole or not (PEP 3333)."""
+        close(self._exchange, self._live)
+
+
 def next_part(
     exchange: Exchange, live: LiveStream, monotonic: Callable[[], float] = time.monotonic
 ) -> str | Completion | None:
