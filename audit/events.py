@@ -14,8 +14,9 @@ class RequestEvent:
     """One finished request, as its edge saw it; every log line of the request is made from this.
 
     Times in seconds (`timestamp` since the epoch), money in nano-dollars. `cached` is None when there was no
-    completion. `prompt` and `answer` are only references: the writer shows of them what LOG_PROMPTS allows. `fault` is
-    the exception behind a 500. `note` is a sentence for the operator, on the error line.
+    completion. `prompt` and `answer` are only references: the writer shows of them what LOG_PROMPTS allows; an `answer`
+    in bytes is a JSON body, whose first value it is. `fault` is the exception behind a 500. `note` is a sentence for the
+    operator, on the error line.
     """
 
     request_id: str
@@ -43,7 +44,7 @@ class RequestEvent:
     request_bytes: int = 0
     response_bytes: int = 0
     prompt: str | None = None
-    answer: str | None = None
+    answer: str | bytes | None = None
     findings: tuple[Finding, ...] = ()
     fault: BaseException | None = None
     note: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 import time
 from collections import deque
@@ -147,6 +148,8 @@ class Lines:
         prompt, answer = event.prompt, event.answer
         if prompt is None:
             return ""
+        if isinstance(answer, bytes):  # its length is the response's, so it is read only to be shown
+            answer = None if self._prompts == "off" else _first_value(answer)
         digest = blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=12, key=self._prompt_key).hexdigest()
         measured = f',"prompt_chars":{len(prompt)},"prompt_hash":"{digest}"'
         if answer is not None:
@@ -159,6 +162,10 @@ class Lines:
         if self._prompts == "full" or words is None:
             return self._redactor.shown(words, FULL_PROMPT_BYTES)
         return self._redactor.shown(words, TEXT_BYTES, chars=PREVIEW_CHARS)
+
+
+def _first_value(body: bytes) -> str:
+    return str(next(iter(json.loads(body).values())))
 
 
 def _flag(value: bool | None) -> str:

@@ -190,6 +190,18 @@ class TestWords:
         assert line.get("prompt", "").endswith("[cut]") == (mode == "preview")
         assert everything.count("waves") == {"off": 0, "preview": 3, "full": 500}[mode]
 
+    @pytest.mark.parametrize("mode", ["off", "preview", "full"])
+    def test_an_answer_may_come_as_the_body_that_was_sent(
+        self, make_logger: MakeLogger, logs: Path, mode: PromptLogging
+    ) -> None:
+        """It is read by the writer, and only where it may be seen."""
+        logger = make_logger(prompts=mode)
+        logger.record(event(prompt="x", answer=b'{"generated_text": "Blue, token=abc123", "model": "m"}\n'))
+        logger.close()
+        (line,) = lines(logs, "api_requests.log")
+        expected = None if mode == "off" else "Blue, token=[redacted]"
+        assert (line.get("answer"), line.get("answer_chars")) == (expected, expected and 18)
+
     def test_the_hash_tells_equal_prompts_but_not_what_they_were(self, make_logger: MakeLogger, logs: Path) -> None:
         """Equal prompts share a hash within a key; another key gives another hash."""
         for key in (b"one", b"two"):

@@ -112,5 +112,6 @@ class Exchange:
             event.saved = completion.saved
             if answer is not None:
                 event.model = answer.model
+                event.answer = answer.body
                 event.cached = completion.cached
         return event
