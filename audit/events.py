@@ -15,8 +15,8 @@ class RequestEvent:
 
     Times in seconds (`timestamp` since the epoch), money in nano-dollars. `cached` is None when there was no
     completion. `prompt` and `answer` are only references: the writer shows of them what LOG_PROMPTS allows; an `answer`
-    in bytes is a JSON body, whose first value it is. `fault` is the exception behind a 500. `note` is a sentence for the
-    operator, on the error line.
+    in bytes is a JSON body, whose first value it is. `fault` is the exception behind a 500. `note` is a sentence for
+    the operator, on the error line.
     """
 
     request_id: str
