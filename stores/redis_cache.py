@@ -109,8 +109,12 @@ class TieredCache:
     def sync(self, line: Line) -> None:
         """Make good a deletion that is owed, and follow those of other processes."""
         if self._deletion_owed:
-            self._empty(line)
             self._deletion_owed = False
+            try:
+                self._empty(line)
+            except BaseException:
+                self._deletion_owed = True
+                raise
         token = line.ask("GET", self._token_key)
         if token != self._token:
             self._token = token

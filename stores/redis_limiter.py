@@ -26,11 +26,20 @@ CHECK = Script(
     for number, key in ipairs(KEYS) do
         local amount, window = tonumber(ARGV[3 * number - 2]), tonumber(ARGV[3 * number - 1])
         local oldest = redis.call('LINDEX', key, 0)
-        while oldest and oldest + window <= now do
-            redis.call('LPOP', key)
-            oldest = redis.call('LINDEX', key, 0)
-        end
         local calls = redis.call('LLEN', key)
+        if oldest and oldest + window <= now then  -- find the first call that is still in the window
+            local first, beyond = 1, calls
+            while first < beyond do
+                local middle = math.floor((first + beyond) / 2)
+                if redis.call('LINDEX', key, middle) + window <= now then
+                    first = middle + 1
+                else
+                    beyond = middle
+                end
+            end
+            redis.call('LTRIM', key, first, -1)
+            oldest, calls = redis.call('LINDEX', key, 0), calls - first
+        end
         if calls > amount then  -- the limit was lowered
             oldest = redis.call('LINDEX', key, calls - amount)
             calls = amount

@@ -16,10 +16,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from redis.connection import Connection
+from math import inf
+from typing import Any, Protocol
 
 TIMEOUT_SECONDS = 0.02
 """Longest wait for one answer, and for a connection."""
@@ -27,6 +25,9 @@ BEAT_SECONDS = 0.5
 """How far what is kept in step by the beat may lag behind, while Redis answers."""
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
+"""Between tries while Redis is away."""
+OPEN_SECONDS = 0.2
+"""How long the start waits for Redis; a name server may take longer than any time-out of ours."""
 WARN_SECONDS = 60.0
 """A link that goes up and down is warned of once in so long."""
 SCHEMA = 1
@@ -91,7 +92,7 @@ class Connections:
             protocol=2,
             driver_info=None,  # two round trips less for each connection
         )
-        self._idle: deque[Connection] = deque()
+        self._idle: deque[Any] = deque()  # of redis.Connection; the one used last is used next
 
     def ask(self, *command: Word) -> Any:
         """Redis' answer. A connection that Redis closed while it was idle is replaced, once."""
@@ -159,8 +160,9 @@ class RedisLink:
         self._lock = threading.Lock()  # guards what stands below; never held across I/O
         self._up = False
         self._failures = self._refused = self._failed_beats = 0
-        self._warned_at: float | None = None
+        self._quiet_until = -inf
         self._told_down = False
+        self._begun = threading.Event()
         self._wake = threading.Event()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -170,10 +172,10 @@ class RedisLink:
         self._parts.append(part)
 
     def open(self) -> None:
-        """The first beat, and then the thread that beats."""
-        self._beat()
+        """Start the thread that beats, and wait for its first beat, at most `OPEN_SECONDS`."""
         self._thread = threading.Thread(target=self._run, name="redis", daemon=True)
         self._thread.start()
+        self._begun.wait(OPEN_SECONDS)
 
     def close(self) -> None:
         """The last beat, then nothing is asked any more."""
@@ -211,6 +213,8 @@ class RedisLink:
             raise RedisUnavailable from error
 
     def _run(self) -> None:
+        self._beat()
+        self._begun.set()
         while not self._closing:
             woken = self._wake.wait(self._pause())
             self._wake.clear()
@@ -236,11 +240,11 @@ class RedisLink:
     def _fall(self, error: Exception) -> None:
         with self._lock:
             self._failures += 1
-            fell, self._up = self._up or self._warned_at is None, False
+            fell, self._up = self._up, False
             now = self._monotonic()
-            tell = fell and (self._warned_at is None or now - self._warned_at >= WARN_SECONDS)
+            tell = not self._told_down and now >= self._quiet_until
             if tell:
-                self._warned_at, self._told_down = now, True
+                self._quiet_until, self._told_down = now + WARN_SECONDS, True
         self._connections.disconnect()
         if tell:
             self._warn(f"Redis cannot be used; this process keeps its own cache, limits and total meanwhile: {error}")

@@ -16,11 +16,12 @@ REMEMBERED_SECONDS = 86_400
 
 PUSH = Script(
     """
-    -- KEYS: the total of all, and what this process is known to have spent; ARGV: what it has spent, how long to know it
+    -- KEYS: the total of all, and what this process is known to have spent
+    -- ARGV: what this process has spent, and for how many seconds to know that
     -- returns: the total of all
     local new = ARGV[1] - (redis.call('GET', KEYS[2]) or 0)
-    redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[2])
     redis.call('INCRBY', KEYS[1], string.format('%.0f', math.max(new, 0)))
+    redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[2])
     return redis.call('GET', KEYS[1])
     """
 )

@@ -27,6 +27,10 @@ from resilience.admission import Admission
 from resilience.breaker import CircuitBreaker
 from resilience.retry import Retrier, RetryBudget
 from service import Completions
+from stores.redis_cache import TieredCache
+from stores.redis_limiter import SharedRateLimiter
+from stores.redis_link import RedisLink
+from stores.redis_spend import SharedSpend
 from stores.response_journal import ResponseJournal
 from web.access import ApiKey, ClientResolver, KeyRing
 
@@ -69,7 +73,8 @@ class Backend:
         )
         self.clients = ClientResolver(settings.trusted_proxies, self._reporter("trusted_proxies"))
         self.rate_limit_cache = RateLimitCache(settings.rate_limit_cache_size, monotonic=monotonic)
-        self.limiter = RateLimiter(self.rate_limit_cache, monotonic=monotonic)
+        own_limiter = RateLimiter(self.rate_limit_cache, monotonic=monotonic)
+        self.limiter: RateLimiter | SharedRateLimiter = own_limiter
         self.journal = ResponseJournal(
             settings.cache_dir,
             max_bytes=2 * settings.response_cache_max_bytes,
@@ -77,7 +82,7 @@ class Backend:
             clock=clock,
             warn=self._reporter("response_cache"),
         )
-        self.cache = ResponseCache(
+        self.own_cache = ResponseCache(
             settings.response_cache_size,
             settings.response_cache_ttl_seconds,
             max_bytes=settings.response_cache_max_bytes,
@@ -86,8 +91,21 @@ class Backend:
             clock=clock,
             monotonic=monotonic,
         )
+        self.cache: ResponseCache | TieredCache = self.own_cache
         self.ledger = open_ledger(settings.ledger_location, sync=settings.ledger_sync, clock=clock, monotonic=monotonic)
         self.spend = SpendMeter()
+        self.redis = _redis(settings, self._reporter("redis"))
+        if self.redis is not None:
+            self.limiter = SharedRateLimiter(self.redis, own_limiter)
+            self.cache = TieredCache(
+                self.redis,
+                self.own_cache,
+                ttl=settings.response_cache_ttl_seconds,
+                stale_seconds=settings.response_cache_stale_seconds,
+                clock=clock,
+            )
+            self.redis.on_beat(self.cache.sync)
+            self.redis.on_beat(SharedSpend(self.redis, self.spend).sync)
         self.counter = TokenCounter()
         self.drift = DriftMeter(self.counter.count_tokens)
         self.prices = _prices(settings)
@@ -134,7 +152,9 @@ class Backend:
             self._pool = ThreadPoolExecutor(places, thread_name_prefix="gemini")
             self.admission = Admission(places)
             self.completions = self._completions(self._pool)
-            self.cache.restore(self.journal.load())
+            self.own_cache.restore(self.journal.load())
+            if self.redis is not None:
+                self.redis.open()
             threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
             self.threads = threads
             while self._early:
@@ -189,8 +209,9 @@ class Backend:
             self.completions.close()
             self._pool.shutdown(wait=False, cancel_futures=True)
         with contextlib.ExitStack() as closing:  # last in, first out; one part's trouble does not keep the others open
-            for part in (self.logger, self.ledger, self.journal, self.drift):
-                closing.callback(part.close)
+            for part in (self.logger, self.ledger, self.journal, self.redis, self.drift):
+                if part is not None:
+                    closing.callback(part.close)
             if self._pool is not None:
                 closing.callback(self._pool.shutdown)  # calls that were cut are settled while there is a ledger
             if self.model is not None:
@@ -206,6 +227,18 @@ def _model(settings: Settings) -> Gemini | None:
         endpoint=settings.gemini_api_endpoint,
         max_connections=settings.threads,
     )
+
+
+def _redis(settings: Settings, warn: Callable[[str], None]) -> RedisLink | None:
+    if settings.redis_url is None:
+        return None
+    try:  # canned answers and their costs stay apart from the real ones
+        return RedisLink(settings.redis_url, warn=warn, namespace="mtllm-offline" if settings.is_offline else "mtllm")
+    except ImportError:
+        problem = "needs the redis package: pip install -r requirements-scale.txt"
+    except ValueError as error:
+        problem = str(error)
+    raise SettingsError(f"The settings cannot be used:\n  REDIS_URL: {problem}")
 
 
 def _prices(settings: Settings) -> PriceTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from flask import Flask, Response, jsonify
@@ -48,13 +49,18 @@ def register(app: Flask, backend: Backend, lifecycle: Lifecycle, metrics: Metric
 def readiness(backend: Backend, lifecycle: Lifecycle) -> dict[str, dict[str, Any]]:
     """The named checks: each `ok`, `degraded` (still of use) or `fail`, with its reason where there is one."""
     ledger, logs, breaker = backend.ledger.health(), backend.logger.health(), backend.breaker.snapshot()
-    return {
+    redis = backend.redis.health() if backend.redis is not None else None
+    checks = {
         "backend": _check(backend.model is not None, "no Gemini key: set GOOGLE_API_KEY or start with --offline"),
         "ledger": _check(ledger.writable, f"cannot be written: {ledger.error}"),
         "logs": _check(logs.writable, f"cannot be written: {logs.last_error}"),
         "draining": _check(not lifecycle.draining, "shutting down"),
         "breaker": _check(breaker.state == "closed", f"{breaker.state}: Gemini is failing", otherwise="degraded"),
     }
+    if redis is not None:
+        alone = "does not answer in time: cache, limits and total are this process's own"
+        checks["redis"] = _check(redis.up, alone, otherwise="degraded")
+    return checks
 
 
 def _check(holds: bool, reason: str, otherwise: str = "fail") -> dict[str, Any]:
@@ -66,7 +72,9 @@ def statistics(backend: Backend, recent: Recent) -> dict[str, Any]:
     backend.ledger.flush()
     now = backend.clock()
     totals, cache = backend.ledger.totals(), backend.cache.get_stats()
+    shared = {} if backend.redis is None else {"redis_stats": asdict(backend.redis.health())}
     return {
+        **shared,
         "cache_stats": {**cache, "cache_hit_ratio": cache["hit_ratio"]},
         "usage_stats": {name: _window(backend.ledger.window(hours, now)) for name, hours in WINDOWS.items()},
         "rate_limit_stats": {
