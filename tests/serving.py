@@ -154,12 +154,12 @@ APP_PY, WAITRESS_SERVE = "python app.py", "waitress-serve"
 class Process:
     """The service as the user starts it (`how`), answering at `port`; leaving the `with` block kills what still runs.
 
-    It is there once it listens; no request has been sent by then.
+    `flags` are those of waitress-serve besides address and threads. It is there once it listens; no request has been sent by then.
     """
 
-    def __init__(self, how: str, environ: Mapping[str, str], *, threads: int = 4) -> None:
+    def __init__(self, how: str, environ: Mapping[str, str], *, threads: int = 4, flags: Sequence[str] = ()) -> None:
         self.port = free_port()
-        self._command = _command(how, self.port, threads)
+        self._command = _command(how, self.port, threads, flags)
         settings = {name.upper() for name in Settings.model_fields}
         plain = {name: value for name, value in os.environ.items() if name not in settings}
         self._environ = plain | {"PORT": str(self.port), "THREADS": str(threads)} | dict(environ)
@@ -167,7 +167,7 @@ class Process:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            self._command, cwd=PROJECT, env=self._environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            self._command, cwd=PROJECT, env=self._environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         deadline = time.monotonic() + PATIENCE
         while not listens(self.port):
@@ -194,17 +194,21 @@ class Process:
         """What it wrote to standard error; waits for its end."""
         return self._running().communicate()[1].decode()
 
+    def output(self) -> str:
+        """All that it wrote, standard output and error; waits for its end."""
+        return b"".join(self._running().communicate()).decode()
+
     def _running(self) -> subprocess.Popen[bytes]:
         assert self._process is not None
         return self._process
 
 
-def _command(how: str, port: int, threads: int) -> Sequence[str]:
+def _command(how: str, port: int, threads: int, flags: Sequence[str]) -> Sequence[str]:
     if how == APP_PY:
         return [sys.executable, "app.py"]
     serve = shutil.which("waitress-serve", path=str(Path(sys.executable).parent))
     program = [serve] if serve else [sys.executable, "-m", "waitress"]
-    return [*program, "--host=127.0.0.1", f"--port={port}", f"--threads={threads}", "app:app"]
+    return [*program, "--host=127.0.0.1", f"--port={port}", f"--threads={threads}", *flags, "app:app"]
 
 
 def free_port() -> int:
