@@ -24,7 +24,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from accounting.till import ABANDONED, NOTHING, Caller, Charge, Entry, Receipt, Till
+from accounting.till import NOTHING, Caller, Charge, Entry, Receipt, Till
 from errors import (
     Abandoned,
     ApiError,
@@ -39,6 +39,7 @@ from errors import (
     UpstreamTimeout,
     caused_by,
 )
+from ledger import ABANDONED
 from lru_cache import Found, StoredAnswer
 from resilience.admission import Admission
 from resilience.breaker import CircuitBreaker
@@ -139,6 +140,11 @@ class _Landing:
     found: Found | None = None
     """An answer that was stored between the leader's look-up and its flight."""
     kept: bool = False
+
+    @property
+    def shareable(self) -> Found | None:
+        """What followers get; None when the flight failed."""
+        return self.found if self.answer is None else Found(self.answer, 0.0, 0.0)
 
     @property
     def leaders_own(self) -> bool:
@@ -279,10 +285,11 @@ class Completions:
             return _Landing(order.receipt, error=UpstreamTimeout(breaks=True, maybe_billed=True))
 
     def _shared(self, order: _Order, landing: _Landing, waited: float) -> Completion:
-        if landing.answer is None:
+        found = landing.shareable
+        if found is None:
             return self._stale_instead(order, Completion(Origin.NONE, error=landing.error, queue_seconds=waited))
         self._cache.count_shared_hit()
-        shared = self._hit(order.job, order.caller, Found(landing.answer, 0.0, 0.0), Origin.SHARED)
+        shared = self._hit(order.job, order.caller, found, Origin.SHARED)
         return replace(shared, queue_seconds=waited)
 
     def _fly(self, order: _Order, flight: Future[_Landing]) -> None:

@@ -6,14 +6,16 @@ called, and settled on disk before its answer goes anywhere.
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from accounting.prices import Cost, Price, PriceTable, SpendMeter
 from accounting.tokens import DriftMeter, TokenCounter
-from errors import NotConfigured, UpstreamFailure
+from errors import LedgerUnavailable, NotConfigured, UpstreamFailure
 from ledger import Attempt, Budget, Hit, Ledger, Settlement
 from lru_cache import StoredAnswer
 from tasks import Answer, Instruction, Job, TokenUsage
@@ -21,8 +23,10 @@ from tasks import Answer, Instruction, Job, TokenUsage
 SETTLING_SECONDS = 5.0
 """How long after its call's deadline a row may still be settled before it counts as unsettled."""
 
-ABANDONED = "abandoned"
-"""Status of an attempt that was given up while Gemini was still at it."""
+MOST_LATE = 1000
+"""Settlements kept while the disk refuses them; with more, the oldest stay unsettled."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +88,25 @@ class Charge:
 class Entry:
     """One attempt that is open in the ledger. Exactly one of `settle` and `fail` ends it."""
 
-    def __init__(self, till: Till, row: int, model: str, budgeted: bool) -> None:
+    def __init__(self, till: Till, row: int, attempt: Attempt, *, budgeted: bool) -> None:
         self._till = till
         self._row = row
-        self._model = model
+        self._attempt = attempt
         self._budgeted = budgeted
         self._started = till.monotonic()
+
+    def charge(self, instruction: Instruction, answer: Answer) -> Charge:
+        """What `answer` costs by the prices of the day on which the attempt began."""
+        return self._till.charge(instruction, answer, at=self._attempt.timestamp)
 
     def settle(self, answer: Answer, charge: Charge, status: str) -> Receipt:
         """Write what the attempt came to; returns when it is on disk. Raises LedgerUnavailable when it cannot be."""
         usage, cost, price = charge.usage, charge.cost, charge.price
-        self._till.ledger.settle(
+        if self._budgeted and cost.total > self._attempt.reserved:
+            self._till.warn(
+                f"Gemini billed {cost.total} nano-dollars for a call that could cost {self._attempt.reserved} at most."
+            )
+        self._till.settle(
             self._row,
             Settlement(
                 status=status,
@@ -113,12 +125,12 @@ class Entry:
                 keep_reservation=charge.unpriced and self._budgeted,
             ),
         )
-        self._till.spend.add(cost.total)
         return Receipt(usage.input, usage.output, cost.input, cost.output, 1, self._elapsed())
 
     def fail(self, status: str, *, maybe_billed: bool) -> Receipt:
         """Write that the attempt brought nothing; a call that Gemini may bill keeps its reservation in the budget."""
-        self._till.ledger.settle(self._row, Settlement(status=status, model=self._model, keep_reservation=maybe_billed))
+        settlement = Settlement(status=status, model=self._attempt.model, keep_reservation=maybe_billed)
+        self._till.settle(self._row, settlement)
         return Receipt(attempts=1, upstream_seconds=self._elapsed())
 
     def fail_with(self, failure: BaseException) -> Receipt:
@@ -132,7 +144,7 @@ class Entry:
 
 
 class Till:
-    """Opens entries, prices answers, books hits."""
+    """Opens entries, prices answers, books hits. `warn` is told, in a sentence, what its operator should know."""
 
     def __init__(
         self,
@@ -144,18 +156,21 @@ class Till:
         *,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        warn: Callable[[str], object] = logger.warning,
     ) -> None:
-        self.ledger = ledger
         self.spend = spend
         self.drift = drift
         self.monotonic = monotonic
+        self.warn = warn
+        self._ledger = ledger
         self._prices = prices
         self._counter = counter
         self._clock = clock
+        self._late: deque[tuple[int, Settlement]] = deque(maxlen=MOST_LATE)
 
-    def price_of(self, model: str) -> Price | None:
-        """Today's (UTC) price of `model`; None when the table has none."""
-        return self._prices.price_of(model, datetime.fromtimestamp(self._clock(), UTC).date())
+    def price_of(self, model: str, at: float) -> Price | None:
+        """The price of `model` on the UTC day of `at`; None when the table has none."""
+        return self._prices.price_of(model, datetime.fromtimestamp(at, UTC).date())
 
     def open(self, job: Job, caller: Caller, model: str, *, number: int, seconds: float) -> Entry:
         """Put attempt `number` on disk with an upper bound of its cost, before Gemini is called.
@@ -163,10 +178,10 @@ class Till:
         `seconds` is how long the call may take. Raises BudgetExceeded, LedgerUnavailable, or NotConfigured when a
         budget is set for a model without a price.
         """
-        price = self.price_of(model)
+        now = self._clock()
+        price = self.price_of(model, now)
         if price is None and caller.budgets:
             raise NotConfigured(f"A budget is set but {model} has no price: add it to the price table.")
-        now = self._clock()
         attempt = Attempt(
             request_id=caller.request_id,
             task=job.task.name,
@@ -178,22 +193,42 @@ class Till:
             key=caller.key,
             number=number,
         )
-        return Entry(self, self.ledger.open(attempt, caller.budgets), model, bool(caller.budgets))
+        return Entry(self, self._ledger.open(attempt, caller.budgets), attempt, budgeted=bool(caller.budgets))
 
-    def charge(self, instruction: Instruction, answer: Answer) -> Charge:
-        """What `answer` costs: by Gemini's counts when it reported them, else by tiktoken's estimate."""
+    def settle(self, row: int, settlement: Settlement) -> None:
+        """Put the end of an attempt on disk. Raises LedgerUnavailable when it cannot be; `settle_late` tries again."""
+        try:
+            self._ledger.settle(row, settlement)
+        except LedgerUnavailable:
+            self._late.append((row, settlement))
+            raise
+        self.spend.add(settlement.total_cost)
+
+    def settle_late(self) -> None:
+        """Write the settlements that the disk refused. Raises LedgerUnavailable when it still does."""
+        for _ in range(len(self._late)):
+            self.settle(*self._late.popleft())
+
+    def charge(self, instruction: Instruction, answer: Answer, *, at: float) -> Charge:
+        """What `answer` to a call made `at` costs: by Gemini's counts when it reported them, else by tiktoken's.
+
+        An estimate never exceeds the tokens that the call was allowed: that is all that Gemini can have generated.
+        """
         usage = answer.usage
         if usage is None:
-            usage = TokenUsage(self._counter.count_tokens(instruction.text), self._counter.count_tokens(answer.text))
+            generated = self._counter.count_tokens(answer.text)
+            usage = TokenUsage(
+                self._counter.count_tokens(instruction.text), min(generated, instruction.max_output_tokens)
+            )
         else:
             self.drift.observe(instruction.text, answer.text, usage.input, usage.output)
-        price = self.price_of(answer.model)
+        price = self.price_of(answer.model, at)
         cost = price.cost(usage.input, usage.output, usage.cached_input) if price else Cost(0, 0)
         return Charge(usage, cost, price, estimated=answer.usage is None)
 
-    def book_hit(self, job: Job, caller: Caller, answer: StoredAnswer) -> None:
-        """Book an answer that cost nothing; written within a second, never waits."""
-        self.ledger.record_hit(
+    def book_hit(self, job: Job, caller: Caller, answer: StoredAnswer, *, shared: bool) -> None:
+        """Book an answer that cost nothing (`shared`: with a request in flight); written within a second."""
+        self._ledger.record_hit(
             Hit(
                 request_id=caller.request_id,
                 timestamp=self._clock(),
@@ -203,6 +238,7 @@ class Till:
                 input_tokens=answer.input_tokens,
                 output_tokens=answer.output_tokens,
                 saved=answer.cost,
+                shared=shared,
                 key=caller.key,
             )
         )
