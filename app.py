@@ -36,6 +36,7 @@ from web.task_edge import Reply, TaskEdge, refusal
 StartResponse = Callable[..., Any]
 
 STATUS_LINES = {status.value: f"{status.value} {status.phrase.upper()}" for status in HTTPStatus}
+STATUS_LINES[errors.Abandoned.status] = f"{errors.Abandoned.status} CLIENT CLOSED REQUEST"
 
 
 class Api(Flask):

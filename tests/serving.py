@@ -1,4 +1,4 @@
-"""The service behind real sockets: waitress in a thread, or a process of its own; and callers that see what leaves when.
+"""The service behind real sockets: waitress in a thread, or a process of its own; and callers who see what comes when.
 
 serving(app)               waitress in a thread of this process, as one of the two ways of starting sets it up
 Process                    `python app.py` or `waitress-serve app:app`, which can be signalled
@@ -133,7 +133,7 @@ class EventStream:
         return self._response
 
     def next(self) -> tuple[str, Any]:
-        """("delta", text), ("done" or "error", what it says), or ("comment", its text); ("end", None) after the last."""
+        """("delta", text), ("done" or "error", what it says), ("comment", its text); ("end", None) after the last."""
         lines = list(iter(lambda: self.response.readline().decode().rstrip("\n"), ""))
         if not lines:
             return "end", None

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from app import Api
+from gemini_wrapper import Gemini
 from ledger import ExportRow
 from tests.scripted_gemini import (
     CUT,
@@ -41,6 +42,13 @@ PRICES = (100, 400)
 """Nano-dollars per input and output token of the default model."""
 
 MakeApp = Callable[..., Api]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """The SDK's import takes longer than the deadlines of these tests."""
+    with Gemini(api_key="key", model="model") as client:
+        client.warm_up()
 
 
 class Service:
