@@ -154,7 +154,8 @@ APP_PY, WAITRESS_SERVE = "python app.py", "waitress-serve"
 class Process:
     """The service as the user starts it (`how`), answering at `port`; leaving the `with` block kills what still runs.
 
-    `flags` are those of waitress-serve besides address and threads. It is there once it listens; no request has been sent by then.
+    `flags` are those of waitress-serve besides address and threads. It is there once it listens; no request has been
+    sent by then.
     """
 
     def __init__(self, how: str, environ: Mapping[str, str], *, threads: int = 4, flags: Sequence[str] = ()) -> None:
