@@ -24,7 +24,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from accounting.till import NOTHING, Caller, Charge, Entry, Receipt, Till
+from accounting.till import ABANDONED, NOTHING, Caller, Charge, Entry, Receipt, Till
 from errors import (
     Abandoned,
     ApiError,
@@ -39,7 +39,6 @@ from errors import (
     UpstreamTimeout,
     caused_by,
 )
-from ledger import ABANDONED
 from lru_cache import Found, StoredAnswer
 from resilience.admission import Admission
 from resilience.breaker import CircuitBreaker

@@ -3,6 +3,7 @@
     prices.py    what a token costs, on which day; exact sums in nano-dollars
     tokens.py    tokens counted without asking Gemini, and how far off that is
     till.py      one attempt at Gemini on the books, from its reservation to its settlement
+    upkeep.py    what the ledger needs beside the requests: late settlements, retention
     export.py    the ledger's rows as CSV and JSON lines, and the times that select them
     report.py    the ledger's sums as tables to read
     cli.py       export, report and prune from the command line

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from accounting.prices import Cost, Price, PriceTable, SpendMeter
 from accounting.tokens import DriftMeter, TokenCounter
 from errors import LedgerUnavailable, NotConfigured, UpstreamFailure
+from ledger import ABANDONED as ABANDONED
 from ledger import Attempt, Budget, Hit, Ledger, Settlement
 from lru_cache import StoredAnswer
 from tasks import Answer, Instruction, Job, TokenUsage

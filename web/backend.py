@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from accounting.prices import NANO, PriceTable, SpendMeter
 from accounting.till import Till
 from accounting.tokens import DriftMeter, TokenCounter
+from accounting.upkeep import Upkeep
 from audit.bursts import BurstDetector
 from config import Settings, SettingsError
 from enhanced_logging import RequestLogger
@@ -109,6 +110,23 @@ class Backend:
         self.counter = TokenCounter()
         self.drift = DriftMeter(self.counter.count_tokens)
         self.prices = _prices(settings)
+        self.till = Till(
+            self.ledger,
+            self.prices,
+            self.counter,
+            self.spend,
+            self.drift,
+            clock=clock,
+            monotonic=monotonic,
+            warn=self._reporter("billed_past_bound"),
+        )
+        self.upkeep = Upkeep(
+            self.ledger,
+            self.till,
+            retention_days=settings.usage_retention_days,
+            report=self._reporter("ledger_upkeep"),
+            clock=clock,
+        )
         self.breaker = CircuitBreaker(monotonic=monotonic)
         self.model = _model(settings)
         self._closing = threading.Event()
@@ -155,6 +173,7 @@ class Backend:
             self.own_cache.restore(self.journal.load())
             if self.redis is not None:
                 self.redis.open()
+            self.upkeep.start()
             threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
             self.threads = threads
             while self._early:
@@ -165,15 +184,7 @@ class Backend:
             self.settings.gemini_model,
             self.model,
             self.cache,
-            Till(
-                self.ledger,
-                self.prices,
-                self.counter,
-                self.spend,
-                self.drift,
-                clock=self.clock,
-                monotonic=self.monotonic,
-            ),
+            self.till,
             admission=self.admission,
             breaker=self.breaker,
             retrier=Retrier(
@@ -213,6 +224,7 @@ class Backend:
                 if part is not None:
                     closing.callback(part.close)
             if self._pool is not None:
+                closing.callback(self.upkeep.close)
                 closing.callback(self._pool.shutdown)  # calls that were cut are settled while there is a ledger
             if self.model is not None:
                 closing.callback(self.model.close)
