@@ -29,7 +29,7 @@ from web.cors import Cors
 from web.door import Door
 from web.exchange import ENVIRON_KEY, Exchange
 from web.headers import Headers
-from web.lifecycle import Lifecycle, unsent, waitress_threads, waitress_unsent
+from web.lifecycle import Lifecycle, waitress_threads, waitress_unsent
 from web.recent import Recent
 from web.task_edge import Reply, TaskEdge, refusal
 
@@ -260,40 +260,16 @@ def _serve_offline(settings: Settings) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    from waitress.server import create_server  # only `python app.py` brings its own server
+    from web.serving import CannotServeError, serve  # only `python app.py` brings its own server
 
     app = create_app(settings)
     app.lifecycle.drain_on_sigterm(app.backend.close)
-    server: Any = create_server(
-        app,
-        host=settings.host,
-        port=settings.port,
-        threads=settings.threads,
-        connection_limit=1000,
-        channel_timeout=30,
-        channel_request_lookahead=1,
-        asyncore_use_poll=True,
-        max_request_body_size=4 * settings.max_request_bytes,
-        max_request_header_size=32 * 1024,
-        clear_untrusted_proxy_headers=settings.trusted_proxies == 0,
-        ident="mtllm",
-    )
-    print(banner(settings, server.effective_port))
-    app.backend.open(settings.threads)
-    app.lifecycle.watch_connections(unsent(server))
     try:
-        server.run()
-    except KeyboardInterrupt:
-        print("Stopping.")
-    finally:
-        server.close()
-        app.backend.close()
+        serve(app)
+    except CannotServeError as problem:
+        print(problem, file=sys.stderr)
+        return 1
     return 0
-
-
-def banner(settings: Settings, port: int) -> str:
-    """What a person who starts the service wants to see first."""
-    return f"Multi-Task LLM API on http://{settings.host}:{port} with {settings.gemini_model}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 
 from accounting.prices import NANO, PriceTable, SpendMeter
 from accounting.till import Till
@@ -148,13 +147,19 @@ class Backend:
         """What whoever starts the service should know, a sentence each; also what went wrong while it was built."""
         told = [message for _, message in self._early]
         if self.keys.open:
-            told.append("No API keys are set, so whoever reaches this service may use it. Set API_KEYS or API_KEYS_FILE.")
-        if self.prices.price_of(self.settings.gemini_model, datetime.fromtimestamp(self.clock(), UTC).date()) is None:
             told.append(
-                f"No price is known for the model {self.settings.gemini_model}: its calls are recorded as unpriced, at $0,"
+                "No API keys are set, so whoever reaches this service may use it. Set API_KEYS or API_KEYS_FILE."
+            )
+        if self.till.price_of(self.settings.gemini_model, self.clock()) is None:
+            told.append(
+                f"No price is known for the model {self.settings.gemini_model}: calls are recorded as unpriced, at $0,"
                 " and refused where there is a budget. Add it to PRICES_FILE, or set both price settings."
             )
         return told
+
+    def places(self, threads: int) -> int:
+        """How many requests may wait for Gemini on a server with so many threads; one thread is always left."""
+        return self.settings.gemini_max_concurrency or max(1, threads - 1)
 
     @property
     def is_open(self) -> bool:
@@ -166,7 +171,7 @@ class Backend:
         with self._opening:
             if self.is_open:
                 return
-            places = self.settings.gemini_max_concurrency or max(1, threads - 1)
+            places = self.places(threads)
             self._pool = ThreadPoolExecutor(places, thread_name_prefix="gemini")
             self.admission = Admission(places)
             self.completions = self._completions(self._pool)
@@ -248,8 +253,8 @@ def _redis(settings: Settings, warn: Callable[[str], None]) -> RedisLink | None:
         return RedisLink(settings.redis_url, warn=warn, namespace="mtllm-offline" if settings.is_offline else "mtllm")
     except ImportError:
         problem = "needs the redis package: pip install -r requirements-scale.txt"
-    except ValueError as error:
-        problem = str(error)
+    except ValueError:  # its text may quote a password
+        problem = "is not a URL that redis understands"
     raise SettingsError(f"The settings cannot be used:\n  REDIS_URL: {problem}")
 
 
