@@ -140,7 +140,7 @@ def _errors_of_code(errors: ErrorsOfCode, secrets: tuple[str, ...]) -> dict[str,
                 "status": seen.status,
                 "method": seen.method,
                 "path": redact(seen.path[:LONGEST_PATH], secrets),
-                "request_id": seen.request_id,
+                "request_id": redact(seen.request_id, secrets),
             }
             for seen in reversed(errors.latest)
         ],
