@@ -126,8 +126,8 @@ class _Operation:
     bodies: Mapping[int, Json]
     headers: tuple[str, ...] = ()
     errors: tuple[type[ApiError], ...] = ()
-    counted: bool = False
-    """Against the client's rate limits, so the responses say how it stands."""
+    headers_of_all: tuple[str, ...] = ()
+    """On errors too."""
     also_at: str | None = field(default=None)
     """A second path with the same answer."""
 
@@ -145,15 +145,14 @@ class _Operation:
         return written if self.request is None else written | {"requestBody": self.request}
 
     def _responses(self, access: Access) -> Iterator[tuple[str, Json]]:
-        limits = schemas.RATE_LIMIT_HEADERS if self.counted else ()
         for status, content in self.bodies.items():
-            yield str(status), _response(HTTPStatus(status).phrase, content, (*self.headers, *limits))
+            yield str(status), _response(HTTPStatus(status).phrase, content, (*self.headers, *self.headers_of_all))
         keyed = () if access is Access.OPEN else (errors.Unauthorized,)
         by_status: dict[int, list[type[ApiError]]] = {}
         for error in dict.fromkeys((*_EVERYWHERE, *keyed, *self.errors)):
             by_status.setdefault(error.status, []).append(error)
         for status, group in by_status.items():
-            yield str(status), _error_response(group, limits)
+            yield str(status), _error_response(group, self.headers_of_all)
 
 
 def _paths(operations: Iterable[_Operation], open_to_all: bool) -> Json:
@@ -182,6 +181,8 @@ def _response(description: str, content: Json, headers: Iterable[str]) -> Json:
 
 def _error_response(group: list[type[ApiError]], headers: tuple[str, ...]) -> Json:
     own = dict.fromkeys(name for error in group for name in _example_of(error).headers())
+    if errors.Unauthorized in group:
+        own["WWW-Authenticate"] = None
     codes = [error.code for error in group]
     schema = {"allOf": [_ref("Error"), {"properties": {"code": {"enum": codes}}}]}
     examples = {code: {"$ref": f"#/components/examples/{code}"} for code in codes}
@@ -239,7 +240,7 @@ def _task_operation(task: Task) -> _Operation:
         bodies={200: answer | _stream_body(task, answered) if task.streams else answer},
         headers=(*schemas.ANSWER_HEADERS, *(("X-Cost-Pending",) if task.streams else ())),
         errors=_OF_TASKS,
-        counted=True,
+        headers_of_all=schemas.TASK_HEADERS,
     )
 
 

@@ -473,6 +473,7 @@ HEADERS: dict[str, Header] = {
     "RateLimit-Policy": Header("All windows that hold (same draft).", _TEXT, '"60-in-60";q=60;w=60'),
     "Retry-After": _count("Seconds after which the request is served if nothing else changes.", 12, least=1),
     "Allow": Header("Methods that this path takes.", _TEXT, "GET, HEAD, OPTIONS"),
+    "WWW-Authenticate": Header("How to send the key (RFC 9110).", _TEXT, 'Bearer realm="api"'),
     "Server-Timing": Header(
         f"Where the time went, in ms: `cache` (its desc is one of {_ORIGINS}), `queue`, `upstream` (Gemini), `app` "
         "(our own share).",
@@ -486,8 +487,8 @@ HEADERS: dict[str, Header] = {
 }
 """Every response header of ours by its name."""
 
-RATE_LIMIT_HEADERS = tuple(name for name in HEADERS if "RateLimit" in name)
-"""On responses that were counted against the client's limits."""
+TASK_HEADERS = ("Cache-Status", *(name for name in HEADERS if "RateLimit" in name))
+"""On responses of tasks, errors included, once Gemini or the cache was asked or the limits were."""
 
-ANSWER_HEADERS = ("Cache-Status", "Age", "X-Cost-Saved")
-"""On answers of tasks, where they apply."""
+ANSWER_HEADERS = ("Age", "X-Cost-Saved")
+"""On answers of tasks that cost nothing."""
