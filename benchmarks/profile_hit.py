@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from math import inf
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -35,7 +36,7 @@ from gemini_emulator import Emulator
 
 SAMPLE_SECONDS = 0.0005
 WARM_UP_CALLS = 2000
-CALLS_A_BATCH = 100
+CALLS_A_TURN = 50
 
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 Place = tuple[str, str]
@@ -102,14 +103,13 @@ def call(app: Wsgi, environ: dict[str, Any]) -> bytes:
     return answer
 
 
-def calls_for(seconds: float, app: Wsgi, environ: dict[str, Any]) -> tuple[int, float]:
-    """Call for so long; how often, and the processor seconds this thread took for it."""
-    until, before, count = time.perf_counter() + seconds, time.thread_time(), 0
+def calls_for(seconds: float, app: Wsgi, environ: dict[str, Any]) -> int:
+    """Call for so long; how often."""
+    until, count = time.perf_counter() + seconds, 0
     while time.perf_counter() < until:
-        for _ in range(CALLS_A_BATCH):
-            call(app, environ)
-        count += CALLS_A_BATCH
-    return count, time.thread_time() - before
+        call(app, environ)
+        count += 1
+    return count
 
 
 class Sampler:
@@ -178,7 +178,7 @@ def lines(seconds: float, functions: int) -> Iterator[str]:
         floor_micros, hit_micros = _in_turn(seconds / 2, (bare, asked), (app, hit))
         before = writers_cpu()
         with Sampler() as sampler:
-            count, _ = calls_for(seconds, app, hit)
+            count = calls_for(seconds, app, hit)
         app.backend.logger.flush()
         after = writers_cpu()
     yield f"bare Flask, in process     {floor_micros:6.1f} µs"
@@ -193,14 +193,15 @@ def lines(seconds: float, functions: int) -> Iterator[str]:
 
 
 def _in_turn(seconds: float, *sides: tuple[Wsgi, dict[str, Any]]) -> list[float]:
-    """Processor microseconds per call of each side, measured in twenty turns."""
-    totals = [[0, 0.0] for _ in sides]
-    for _ in range(20):
-        for total, (app, environ) in zip(totals, sides, strict=True):
-            count, took = calls_for(seconds / 20 / len(sides), app, environ)
-            total[0] += count
-            total[1] += took
-    return [took / count * 1e6 for count, took in totals]
+    """Processor microseconds per call of each side: the least of many short turns, which other work disturbs least."""
+    until, least = time.perf_counter() + seconds, [inf] * len(sides)
+    while time.perf_counter() < until:
+        for number, (app, environ) in enumerate(sides):
+            before = time.thread_time()
+            for _ in range(CALLS_A_TURN):
+                call(app, environ)
+            least[number] = min(least[number], (time.thread_time() - before) / CALLS_A_TURN * 1e6)
+    return least
 
 
 @dataclass(frozen=True, slots=True)
