@@ -103,7 +103,7 @@ class Metrics:
     def __init__(self, url_map: Map) -> None:
         self._url_map = url_map
         self._lock = threading.Lock()
-        self._figures: defaultdict[tuple[str, Origin], RouteFigures] = defaultdict(RouteFigures)
+        self._figures: defaultdict[tuple[str, str], RouteFigures] = defaultdict(RouteFigures)
         self._money: defaultdict[tuple[str, str], Money] = defaultdict(Money)
         self._models: set[str] = set()
 
@@ -116,43 +116,47 @@ class Metrics:
         """Add one finished request. `origin`: where its answer came from; None if it came to no completion."""
         origin = origin or Origin.NONE
         route = event.path if event.path in self._routes else OTHER
+        duration = event.duration
+        elsewhere = event.queue_seconds + event.upstream_seconds
         with self._lock:
-            figures = self._figures[route, origin]
+            figures = self._figures[route, origin._value_]  # a member's own hash takes as long as all the rest
             figures.statuses[event.status] += 1
-            figures.duration.add(event.duration)
+            figures.duration.add(duration)
             if event.code is not None:
                 figures.codes[event.code] += 1
-            if origin is Origin.NONE:
-                return
-            figures.own.add(max(0.0, event.duration - event.queue_seconds - event.upstream_seconds))
-            if event.attempts:
-                figures.attempts += event.attempts
-                figures.upstream.add(event.upstream_seconds)
-            self._book(event, paid=origin is Origin.PAID)
+            if origin is not Origin.NONE:
+                figures.own.add(duration - elsewhere if duration > elsewhere else 0.0)
+                if event.attempts:
+                    figures.attempts += event.attempts
+                    figures.upstream.add(event.upstream_seconds)
+                self._book(event, origin)
 
-    def _book(self, event: RequestEvent, *, paid: bool) -> None:
-        money = self._money[event.task or OTHER, self._model_label(event.model)]
-        money.saved += event.saved
-        if paid:
+    def _book(self, event: RequestEvent, origin: Origin) -> None:
+        model = event.model
+        if model is None or model not in self._models:
+            model = self._new_model(model)
+        money = self._money[event.task or OTHER, model]
+        if origin is Origin.PAID:
             money.input_tokens += event.input_tokens
             money.output_tokens += event.output_tokens
             money.input_cost += event.input_cost
             money.output_cost += event.output_cost
+        else:
+            money.saved += event.saved
 
-    def _model_label(self, model: str | None) -> str:
+    def _new_model(self, model: str | None) -> str:
         if model is None:
             return UNKNOWN_MODEL
-        if model not in self._models:
-            if len(self._models) >= MODELS_NAMED:
-                return OTHER
-            self._models.add(model)
+        if len(self._models) >= MODELS_NAMED:
+            return OTHER
+        self._models.add(model)
         return model
 
     def snapshot(self) -> Observed:
         """The sums of one moment."""
         with self._lock:
             return Observed(
-                {key: figures.copy() for key, figures in self._figures.items()},
+                {(route, Origin(came)): figures.copy() for (route, came), figures in self._figures.items()},
                 {key: money.copy() for key, money in self._money.items()},
             )
 
