@@ -160,7 +160,7 @@ def create_app(
     app.metrics = metrics.register(app, app.backend, app.lifecycle)
     operations.register(app, app.backend, app.lifecycle, app.metrics, app.recent)
     usage.register(app, app.backend)
-    dashboard.register(app)
+    dashboard.register(app, app.backend.keys)
     openapi.register(app, app.backend)
     swagger.register(app)
     for warning in app.backend.warnings():

@@ -7,12 +7,21 @@ page, and nothing that a key opened stays on a disk.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
-from flask import Flask, Response, send_from_directory
+from flask import Flask, Response, request
+
+from errors import Forbidden, NotFound, Unauthorized
+from web.access import Access, KeyRing, authorize, presented_key
 
 PATH = "/dashboard"
+SIGN_IN = "/dashboard-sign-in"
 FOLDER = Path(__file__).parent / "static"
+
+FILES = frozenset(
+    {"dashboard.html", "dashboard.css", "dashboard.js", "views.js", "charts.js", "dom.js", "format.js", "icon.svg"}
+)
 
 MEDIA_TYPES = {
     ".html": "text/html",
@@ -28,31 +37,40 @@ POLICY = (
 )
 
 
-def register(app: Flask) -> None:
-    """Add the page and its files to `app`."""
+def register(app: Flask, keys: KeyRing) -> None:
+    """Add the page, its files and the administrator's way in to `app`."""
 
-    def page() -> Response:
-        return _sent("dashboard.html")
+    @cache
+    def content(name: str) -> bytes:
+        return (FOLDER / name).read_bytes()
 
-    def file(name: str) -> Response:
-        return _sent(name)
+    def file(name: str = "dashboard.html") -> Response:
+        if name not in FILES:
+            raise NotFound()
+        response = Response(content(name), mimetype=MEDIA_TYPES[Path(name).suffix])
+        response.headers["Content-Security-Policy"] = POLICY
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
 
-    app.add_url_rule(PATH, "dashboard", page)
+    def sign_in() -> Response:
+        """Ask the browser for the admin key, where the page is open or was opened with another one."""
+        try:
+            authorize(keys, Access.ADMIN, presented_key(request.headers.get("Authorization"), None))
+        except Forbidden:
+            if keys.has_admin:
+                raise Unauthorized from None
+            raise
+        return Response(status=303, headers={"Location": PATH})
+
+    app.add_url_rule(PATH, "dashboard", file)
+    app.add_url_rule(SIGN_IN, "dashboard_sign_in", sign_in)
     app.add_url_rule(f"{PATH}/<name>", "dashboard_file", file)
 
 
 def challenge(path: str) -> str:
     """How a 401 at `path` asks for the key (RFC 9110, section 11.6.1).
 
-    The page asks by Basic, for which browsers have a dialog. The API asks by Bearer, so that no request which a page
-    makes on its own opens one.
+    The page and its files ask by Basic, for which browsers have a dialog. The API asks by Bearer, so that no figures
+    which a page fetches on its own open one.
     """
-    return 'Basic realm="dashboard", charset="UTF-8"' if path == PATH else 'Bearer realm="api"'
-
-
-def _sent(name: str) -> Response:
-    response = send_from_directory(FOLDER, name, mimetype=MEDIA_TYPES.get(Path(name).suffix), conditional=False)
-    del response.headers["Cache-Control"]  # the edge adds its own
-    response.headers["Content-Security-Policy"] = POLICY
-    response.headers["Referrer-Policy"] = "no-referrer"
-    return response
+    return 'Basic realm="dashboard", charset="UTF-8"' if path.startswith(PATH) else 'Bearer realm="api"'

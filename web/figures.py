@@ -8,8 +8,9 @@ token_estimate     tiktoken beside Gemini: `samples` compared, `input_ratio` and
 budget             `limit`, `spent`, `reserved` in dollars of this UTC day; null without DAILY_BUDGET_USD
 breaker            `state` (closed, open, half-open), `consecutive_failures`, `retry_in_seconds`, `times_opened`
 admission          places for requests that wait for Gemini: `in_use`, `places`, and `shed` (refused) since the start
-last_errors        by code, the latest first, without 404: `code`, `count` since the start, and `latest`, at most 5, the
+last_errors        by code, the latest first, no 404: `code`, `count` since the start, and `latest`, at most 5, the
                    last one first: `timestamp`, `status`, `method`, `path`, `request_id`
+caller             who asks: `key`, the name of the API key (null without one), and `admin`
 service            `model`, `offline`, `in_flight` (requests, this one included), `draining`
 """
 
@@ -25,6 +26,7 @@ from errors import RateLimited
 from ledger import SERVICE_SCOPE
 from service import Origin
 from tasks import TASKS
+from web.access import ApiKey
 from web.backend import Backend
 from web.lifecycle import Lifecycle
 from web.metrics import Metrics, RouteFigures
@@ -33,8 +35,10 @@ from web.recent import ErrorsOfCode, Percentiles, Recent
 LONGEST_PATH = 200
 
 
-def live(backend: Backend, lifecycle: Lifecycle, metrics: Metrics, recent: Recent) -> dict[str, Any]:
-    """The keys of the module's table. Raises LedgerUnavailable where a budget is set and cannot be read."""
+def live(
+    backend: Backend, lifecycle: Lifecycle, metrics: Metrics, recent: Recent, caller: ApiKey | None
+) -> dict[str, Any]:
+    """The keys of the module's table, for `caller`. Raises LedgerUnavailable where a budget cannot be read."""
     return {
         "requests_by_task": _requests_by_task(metrics),
         "latency": _latency(recent),
@@ -43,6 +47,7 @@ def live(backend: Backend, lifecycle: Lifecycle, metrics: Metrics, recent: Recen
         "breaker": _breaker(backend),
         "admission": _admission(backend),
         "last_errors": [_errors_of_code(errors, backend.settings.secrets) for errors in recent.errors()],
+        "caller": {"key": caller.name if caller else None, "admin": caller is not None and caller.admin},
         "service": {
             "model": backend.settings.gemini_model,
             "offline": backend.settings.is_offline,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from flask import Flask, Response, jsonify
+from flask import Flask, Response, jsonify, request
 
 from accounting.prices import dollars
 from ledger import WindowUsage
 from web import figures
 from web.backend import Backend
+from web.exchange import ENVIRON_KEY
 from web.lifecycle import Lifecycle
 from web.metrics import Metrics
 from web.recent import Recent
@@ -33,7 +34,8 @@ def register(app: Flask, backend: Backend, lifecycle: Lifecycle, metrics: Metric
         return jsonify(status=status, checks=checks), 503 if failing else 200
 
     def stats() -> Response:
-        return jsonify({**statistics(backend, recent), **figures.live(backend, lifecycle, metrics, recent)})
+        caller = request.environ[ENVIRON_KEY].key
+        return jsonify({**statistics(backend, recent), **figures.live(backend, lifecycle, metrics, recent, caller)})
 
     def clear_cache() -> Response:
         return jsonify(deleted=backend.cache.clear())

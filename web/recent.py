@@ -79,7 +79,7 @@ class Recent:
             (self._hits if origin in _FROM_THE_CACHE else self._misses).append(duration)
             own = duration - event.queue_seconds - event.upstream_seconds
             self._own.append(own if own > 0.0 else 0.0)
-        if event.code is not None and event.status != 404:
+        if event.code is not None and not _is_noise(event):
             self._note_error(event.code, event)
 
     def _note_error(self, code: str, event: RequestEvent) -> None:
@@ -94,10 +94,15 @@ class Recent:
         return Latencies(_percentiles(self._hits), _percentiles(self._misses), _percentiles(self._own))
 
     def errors(self) -> list[ErrorsOfCode]:
-        """Every error but 404, which is noise on an open port; by code, the latest first."""
+        """Every error but noise, by code, the latest first."""
         with self._lock:
             copies = [ErrorsOfCode(e.code, e.count, e.latest.copy()) for e in self._errors.values()]
         return sorted(copies, key=lambda errors: errors.latest[-1].timestamp, reverse=True)
+
+
+def _is_noise(event: RequestEvent) -> bool:
+    """A path that is not there, as any open port is asked for; a browser that is asked for the key of the dashboard."""
+    return event.status == 404 or (event.status == 401 and event.path.startswith("/dashboard"))
 
 
 def _percentiles(durations: deque[float]) -> Percentiles:

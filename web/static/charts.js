@@ -8,10 +8,10 @@ const RIGHT = 8;
 const TOP = 10;
 const BOTTOM = 26;
 
-/** The smallest of 1, 2, 2.5, 5 times a power of ten that is not below `value`. */
+/** The smallest of some round numbers times a power of ten that is not below `value`. */
 function roundedUp(value) {
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 2.5, 5, 10].map((step) => step * power).find((step) => step >= value * 0.999999);
+  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((step) => step >= value * 0.999999);
 }
 
 /**

