@@ -228,6 +228,7 @@ class RedisLink:
 
     def _beat(self) -> None:
         try:
+            self._connections.ask("PING")
             for part in self._parts:
                 part(self._connections)
         except self._connections.errors as error:

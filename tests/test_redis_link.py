@@ -1,0 +1,169 @@
+"""The link to Redis: asked while it answers, left alone while it does not, and back by itself."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from stores.redis_link import TIMEOUT_SECONDS, WARN_SECONDS, RedisHealth, RedisLink, RedisUnavailable, Script
+from tests.fakes import FakeClock
+from tests.redis_server import RedisServer, linked, running_redis, wait_until
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with running_redis() as server:
+        yield server
+
+
+def refused(link: RedisLink) -> bool:
+    try:
+        link.ask("PING")
+    except RedisUnavailable:
+        return True
+    return False
+
+
+def test_questions_are_answered(redis: RedisServer) -> None:
+    """Commands and scripts, by a connection that is used again."""
+    with linked(redis) as link:
+        assert link.ask("SET", "a", b"\x00\xff") == b"OK"
+        assert link.ask("GET", "a") == b"\x00\xff"
+        assert link.run(Script("return KEYS[1] .. ARGV[1]"), ["k"], ["v"]) == b"kv"
+        assert redis.say("INFO", "clients")["connected_clients"] == 2  # the link's and this one
+        assert link.health() == RedisHealth(up=True, failures=0, refused=0)
+
+
+def test_a_connection_that_redis_closed_is_replaced(redis: RedisServer) -> None:
+    """Redis may close what is idle; that is no failure."""
+    with linked(redis, beat_seconds=3600) as link:
+        link.ask("PING")
+        redis.say("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        assert link.ask("PING") == b"PONG"
+        assert link.health().failures == 0
+
+
+def test_a_refusal_takes_the_link_down(redis: RedisServer) -> None:
+    """What Redis refuses (no memory, a wrong type) is as good as no answer; the beat finds out when it is over."""
+    with linked(redis) as link:
+        link.ask("SET", "a", "word")
+        with pytest.raises(RedisUnavailable):
+            link.ask("INCR", "a")
+        wait_until(lambda: link.health().up)
+
+
+def test_a_frozen_redis_is_waited_for_once(redis: RedisServer) -> None:
+    """The first question waits for its time-out; those after it are refused without being asked."""
+    told: list[str] = []
+    with linked(redis, warn=told.append) as patient, linked(redis, timeout=TIMEOUT_SECONDS, warn=told.append) as link:
+        wait_until(lambda: link.health().up and patient.health().up)
+        redis.freeze()
+        wait_until(lambda: refused(link))
+        before = link.health()
+        began = time.perf_counter()
+        assert all(refused(link) for _ in range(1000))
+        assert time.perf_counter() - began < 1000 * TIMEOUT_SECONDS / 4
+        assert link.health().refused - before.refused == 1000
+        redis.thaw()
+        wait_until(lambda: link.health().up)
+    assert [message.partition(";")[0] for message in told] == ["Redis cannot be used", "Redis is used again"]
+
+
+def test_the_time_out_is_kept(redis: RedisServer) -> None:
+    """20 ms, and what a busy machine adds."""
+    assert TIMEOUT_SECONDS == 0.02
+    with linked(redis, timeout=TIMEOUT_SECONDS, beat_seconds=3600) as link:
+        wait_until(lambda: link.health().up)
+        redis.freeze()
+        began = time.perf_counter()
+        assert refused(link)
+        assert time.perf_counter() - began < 0.5
+        redis.thaw()
+
+
+def test_it_comes_back_with_a_new_redis(redis: RedisServer) -> None:
+    """A Redis that was stopped and started again is used again, with no connection of before."""
+    with linked(redis) as link:
+        redis.stop()
+        wait_until(lambda: refused(link))
+        redis.start()
+        wait_until(lambda: link.health().up)
+        assert link.ask("PING") == b"PONG"
+
+
+def test_it_starts_without_redis(redis: RedisServer) -> None:
+    """Told once; and it is used as soon as it is there."""
+    redis.stop()
+    told: list[str] = []
+    link = RedisLink(redis.url, warn=told.append)
+    try:
+        link.open()
+        wait_until(lambda: link.health().failures >= 3)
+        assert refused(link)
+        assert len(told) == 1
+        redis.start()
+        wait_until(lambda: link.health().up)
+    finally:
+        link.close()
+    assert refused(link)
+
+
+def test_a_flapping_redis_is_told_once_a_minute(redis: RedisServer) -> None:
+    """Going down again within the minute is counted, not told; still down when it is over, it is."""
+    told: list[str] = []
+    clock = FakeClock()
+    with linked(redis, warn=told.append, monotonic=clock, beat_seconds=0.01) as link:
+        link.ask("SET", "word", "no number")
+        for _ in range(5):
+            with pytest.raises(RedisUnavailable):
+                link.ask("INCR", "word")
+            wait_until(lambda: link.health().up)
+        assert link.health().failures == 5
+        assert len(told) == 2
+        redis.stop()
+        wait_until(lambda: refused(link))
+        assert len(told) == 2
+        clock.advance(WARN_SECONDS)
+        wait_until(lambda: len(told) == 3)
+
+
+def test_the_beat_keeps_time_and_outlives_failures(redis: RedisServer) -> None:
+    """Parts are called again and again, and before the link goes up."""
+    beats: list[object] = []
+    with linked(redis, beats.append, beat_seconds=0.01) as link:
+        assert beats
+        redis.stop()
+        wait_until(lambda: refused(link))
+        redis.start()
+        wait_until(lambda: link.health().up)
+        seen = len(beats)
+        wait_until(lambda: len(beats) > seen)
+
+
+def test_who_is_no_redis_is_no_redis() -> None:
+    """A server that speaks something else is one that cannot be used."""
+    told: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pytest.importorskip("redis")
+        link = RedisLink(f"redis://127.0.0.1:{server.getsockname()[1]}", warn=told.append, timeout=0.05)
+        link.open()
+        try:
+            accepted, _ = server.accept()
+            with accepted:
+                accepted.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                wait_until(lambda: link.health().failures > 0)
+        finally:
+            link.close()
+    assert refused(link)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("url", ["redis://host:port", "http://127.0.0.1"])
+def test_a_bad_url_is_a_value_error(url: str) -> None:
+    """At once, not at the first question."""
+    pytest.importorskip("redis")
+    with pytest.raises(ValueError, match=r"."):
+        RedisLink(url, warn=print)
