@@ -69,6 +69,8 @@ __all__ = [
 ]
 
 PRUNE_BATCH = 1000
+IDLE_CONNECTIONS = 4
+"""Kept open for the next reads; a server has not many to give."""
 
 T = TypeVar("T")
 
@@ -80,16 +82,30 @@ def open_ledger(
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Ledger:
-    """The ledger at `target`: a file's path, or ":memory:" for one that is gone when closed.
+    """The ledger at `target`: a postgresql:// URL, a file's path, or ":memory:" for one that is gone when closed.
 
-    `sync`: "full" survives a power cut, "normal" a kill only. Nothing is opened before the first use.
+    `sync`: "full" survives a power cut, "normal" a kill only. Nothing is opened before the first use. Raises ValueError
+    in words when `target` is a URL that cannot be used, or what speaks to PostgreSQL is not installed.
     """
-    path = None if str(target) == ":memory:" else Path(target)
-    return Ledger(SQLiteEngine(path, sync=sync), clock=clock, monotonic=monotonic)
+    return Ledger(_engine(str(target), sync), clock=clock, monotonic=monotonic)
+
+
+def _engine(target: str, sync: Sync) -> Engine:
+    if target.startswith(("postgresql://", "postgres://")):
+        return _postgres(target, sync)
+    return SQLiteEngine(None if target == ":memory:" else Path(target), sync=sync)
+
+
+def _postgres(url: str, sync: Sync) -> Engine:
+    try:
+        from stores.postgres import PostgresEngine  # psycopg is needed, and installed, only where it is asked for
+    except ModuleNotFoundError:
+        raise ValueError("DATABASE_URL: needs psycopg (pip install -r requirements-scale.txt)") from None
+    return PostgresEngine(url, sync=sync)
 
 
 class Ledger:
-    """See the module. Safe for use by many threads and, on one file, by many processes; usable after a fork.
+    """See the module. Safe for use by many threads and, on one database, by many processes; usable after a fork.
 
     All but `record_hit` and `health` raise LedgerUnavailable while the database cannot be used (full, read-only,
     locked, gone), and work again when it can; LedgerTooNew when a newer version of this program has written it.
@@ -224,7 +240,7 @@ class _Process:
         try:
             connection = self._connection()
             yield connection
-            reusable = not self._closed
+            reusable = not self._closed and len(self._idle) < IDLE_CONNECTIONS
         except Exception as error:
             if self._engine.unavailable(error):
                 raise LedgerUnavailable from error

@@ -38,6 +38,10 @@ class Engine(Protocol):
     def serial_key(self) -> str:
         """The column type of a primary key that counts up by itself and never gives a number twice."""
 
+    @property
+    def patience_seconds(self) -> float:
+        """How long a caller waits for a transaction before the database counts as hanging."""
+
     def connect(self, *, read_only: bool = False) -> Connection:
         """A new connection; readers never wait for the writer, nor the writer for them."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -27,12 +28,12 @@ HITS_GATHER_SECONDS = 0.25
 """How long the first hit waits for others; with a slow commit on top, still well under a second."""
 SWEEP_SECONDS = 5.0
 RETRY_SECONDS = 1.0
-WAIT_SECONDS = 15.0
-"""After this, an operation is given up: the disk hangs."""
 MAX_OPERATIONS = 128
 MAX_HITS = 200
 """A batch takes about a millisecond of CPU at most, so that it never holds up the threads that serve."""
 MAX_QUEUED_HITS = 10_000
+HANGS = "Hangs"
+"""The kind of failure that shows only by its silence."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,17 +69,20 @@ class GroupCommit:
         self._connection: Connection | None = None
         self._working = threading.Lock()  # held by the writer only, but for `pause`
         self._error: str | None = None
+        self._writing_since: float | None = None
         self._next_sweep = -inf
 
     def submit(self, run: Callable[[Books], T]) -> T:
         """Have `run` executed in the next transaction; its result once that is committed.
 
-        Raises what `run` raised, or LedgerUnavailable.
+        Raises what `run` raised, or LedgerUnavailable; at once when the database hangs already.
         """
+        if self._hangs():
+            raise LedgerUnavailable
         operation = _Operation(run)
         self._put(operation)
         try:
-            result: T = operation.outcome.result(WAIT_SECONDS)
+            result: T = operation.outcome.result(self._engine.patience_seconds)
         except FutureTimeout:
             operation.outcome.cancel()  # if it still waits, it is not to happen any more
             raise LedgerUnavailable from None
@@ -106,7 +110,8 @@ class GroupCommit:
         """See LedgerHealth."""
         since = [start for start in (self._oldest_taken, self._oldest_queued) if start is not None]
         lag = max(0.0, self._monotonic() - min(since)) if since else 0.0
-        return LedgerHealth(self._error is None, self._error, len(self._hits), lag, self._dropped)
+        error = HANGS if self._hangs() else self._error
+        return LedgerHealth(error is None, error, len(self._hits), lag, self._dropped)
 
     def close(self) -> None:
         """Write what waits, stop the thread, close the connection."""
@@ -135,6 +140,11 @@ class GroupCommit:
                 self._thread.start()
             self._queue.put(item)
 
+    def _hangs(self) -> bool:
+        """In real time, as the futures' own."""
+        since = self._writing_since
+        return since is not None and time.monotonic() - since > self._engine.patience_seconds
+
     def _drop(self, count: int) -> None:
         with self._lock:
             self._dropped += count
@@ -144,7 +154,9 @@ class GroupCommit:
         while not stopping or (self._hits and self._error is None):
             operations, stopping = ([], True) if stopping else self._gather()
             with self._working:
+                self._writing_since = time.monotonic()
                 self._write(operations, self._take_hits())
+                self._writing_since = None
         self._drop(len(self._hits))
         self._disconnect()
 

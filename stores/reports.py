@@ -63,11 +63,12 @@ def usage(connection: Connection, from_: float, to: float, group_by: GroupBy) ->
     rows, summed = _sources(group_by)
     statement = f"""
         SELECT label, {_SUMS} FROM ({rows} UNION ALL {rows} UNION ALL {summed}) AS parts
-        GROUP BY label HAVING {" + ".join(f"SUM({name})" for name in COUNTS)} > 0 ORDER BY label"""  # noqa: S608
+        GROUP BY label HAVING {" + ".join(f"SUM({name})" for name in COUNTS)} > 0"""  # noqa: S608
     parameters = (start, first, last, end, first // MICROSECONDS, last // MICROSECONDS)
-    return [
+    groups = (
         UsageGroup(*counts, key=_label(group_by, key)) for key, *counts in connection.execute(statement, parameters)
-    ]
+    )
+    return sorted(groups, key=lambda group: group.key)  # not by the database, whose order of letters is its own
 
 
 def budget_state(connection: Connection, scope: str, at: float) -> BudgetState:

@@ -17,6 +17,8 @@ from stores.engine import Row, Value
 Sync = Literal["full", "normal", "off"]
 
 BUSY_SECONDS = 5.0
+PATIENCE_SECONDS = 15.0
+"""See Engine. A busy disk can take this long for an fsync, and a call to Gemini is worth waiting for."""
 SWITCH_PAUSE_SECONDS = 0.02
 WAL_LIMIT_BYTES = 64 * 1024 * 1024
 CHECKPOINT_PAGES = 4_000
@@ -78,6 +80,7 @@ class SQLiteEngine:
     """
 
     serial_key = "INTEGER PRIMARY KEY AUTOINCREMENT"
+    patience_seconds = PATIENCE_SECONDS
 
     def __init__(self, path: Path | None, *, sync: Sync = "full") -> None:
         self._path = path

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from ledger import Attempt, Hit, Ledger, Settlement, Totals
-from stores.engine import Connection, Row, Value
+from stores.engine import Connection, Engine, Row, Value
 from stores.sqlite import SQLiteEngine
+from tests.postgres_server import PostgresServer
+
+_numbers = itertools.count()
 
 NOON = 1_800_014_400.0
 """2027-01-15, 12:00 UTC."""
@@ -64,6 +70,75 @@ def assert_adds_up(ledger: Ledger) -> None:
     assert sum(budget.reserved for budget in budgets) == sum(row.reserved for row in rows)
 
 
+class Database(Protocol):
+    """A database of either kind, empty at first, and how it fails."""
+
+    @property
+    def location(self) -> str:
+        """What `open_ledger` takes."""
+
+    @property
+    def gone(self) -> Exception:
+        """A failure that says that the database cannot be used."""
+
+    @property
+    def mistake(self) -> Exception:
+        """A failure that is our own fault."""
+
+    @property
+    def absurd(self) -> type[Exception]:
+        """What a number raises that does not fit."""
+
+    def engine(self) -> Engine:
+        """An engine that need not survive a power cut."""
+
+    def rows(self, sql: str) -> list[Row]:
+        """What an onlooker sees."""
+
+
+class SQLiteDatabase:
+    """A file of its own."""
+
+    gone = failure(sqlite3.SQLITE_FULL, "database or disk is full")
+    mistake = failure(sqlite3.SQLITE_ERROR, "syntax")
+    absurd = OverflowError
+
+    def __init__(self, folder: Path) -> None:
+        self.location = str(folder / f"{next(_numbers)}" / "ledger.sqlite3")
+
+    def engine(self) -> SQLiteEngine:
+        return SQLiteEngine(Path(self.location), sync="off")
+
+    def rows(self, sql: str) -> list[Row]:
+        with closing(sqlite3.connect(self.location)) as connection:
+            return connection.execute(sql).fetchall()
+
+
+class PostgresDatabase:
+    """A schema of its own."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        import psycopg
+
+        schema = f"test_{next(_numbers)}"
+        self._connect = psycopg.connect
+        self.location = f"{server.url}?options=-csearch_path%3D{schema}"
+        self.gone: Exception = psycopg.errors.DiskFull("no space left on device")
+        self.mistake: Exception = psycopg.errors.SyntaxError("syntax")
+        self.absurd: type[Exception] = psycopg.errors.NumericValueOutOfRange
+        self.rows(f"CREATE SCHEMA {schema}")
+
+    def engine(self) -> Engine:
+        from stores.postgres import PostgresEngine
+
+        return PostgresEngine(self.location, sync="off")
+
+    def rows(self, sql: str) -> list[Row]:
+        with self._connect(self.location, autocommit=True) as connection:
+            cursor = connection.execute(sql)
+            return cursor.fetchall() if cursor.description else []
+
+
 class FaultyConnection:
     """A connection that raises the engine's `fault`, if there is one, at each transaction's begin and commit."""
 
@@ -97,11 +172,16 @@ class FaultyConnection:
         self.inner.close()
 
 
-class FaultyEngine(SQLiteEngine):
-    """SQLite that fails on demand: faults are raised, `full` forbids the file to grow, `gate` holds each commit."""
+class FaultyEngine:
+    """An engine that fails on demand: faults are raised, `gate` holds each commit.
 
-    def __init__(self, path: Path | None) -> None:
-        super().__init__(path, sync="off")
+    `full` forbids the file to grow (SQLite).
+    """
+
+    def __init__(self, inner: Engine) -> None:
+        self.inner = inner
+        self.serial_key = inner.serial_key
+        self.patience_seconds = inner.patience_seconds
         self.fault: Exception | None = None
         self.reading_fault: Exception | None = None
         self.rollback_fault: Exception | None = None
@@ -111,10 +191,16 @@ class FaultyEngine(SQLiteEngine):
         self.held = threading.Event()
         self.commits = 0
 
-    def connect(self, *, read_only: bool = False) -> Connection:  # type: ignore[override]  # a wrapped one will do
+    def connect(self, *, read_only: bool = False) -> FaultyConnection:
         if read_only and self.reading_fault is not None:
             raise self.reading_fault
-        return FaultyConnection(super().connect(read_only=read_only), self)
+        return FaultyConnection(self.inner.connect(read_only=read_only), self)
+
+    def unavailable(self, error: Exception) -> bool:
+        return self.inner.unavailable(error)
+
+    def close(self) -> None:
+        self.inner.close()
 
     def check(self) -> None:
         if self.fault is not None:

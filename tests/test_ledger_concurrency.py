@@ -17,14 +17,14 @@ import pytest
 from errors import BudgetExceeded
 from ledger import Budget, BudgetState, Ledger, open_ledger
 from tests.fakes import FakeClock
-from tests.ledgers import ATTEMPT, HIT, NOON, SETTLEMENT, FaultyEngine, assert_adds_up, attempt, until
+from tests.ledgers import ATTEMPT, HIT, NOON, SETTLEMENT, Database, FaultyEngine, assert_adds_up, attempt, until
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> FaultyEngine:
-    return FaultyEngine(tmp_path / "ledger.sqlite3")
+def engine(database: Database) -> FaultyEngine:
+    return FaultyEngine(database.engine())
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def output(process: subprocess.Popen[bytes]) -> list[int]:
 
 
 class TestProcesses:
-    def test_budgets_are_exact_across_processes(self, tmp_path: Path) -> None:
+    def test_budgets_are_exact_across_processes(self, database: Database) -> None:
         """Processes that start on a new file together share its budget exactly."""
         script = """
 def admitted(_):
@@ -173,25 +173,23 @@ with ThreadPoolExecutor(8) as pool:
     print(sum(pool.map(admitted, range(40))))
 ledger.close()
 """
-        processes = [run(script, tmp_path / "ledger.sqlite3") for _ in range(3)]
+        processes = [run(script, database.location) for _ in range(3)]
         assert sum(sum(output(process)) for process in processes) == 30
-        ledger = open_ledger(tmp_path / "ledger.sqlite3")
+        ledger = open_ledger(database.location)
         assert ledger.budget_state("service", NOON).reserved == 30_000
         assert_adds_up(ledger)
         ledger.close()
 
-    def test_totals_cover_all_processes(self, tmp_path: Path) -> None:
+    def test_totals_cover_all_processes(self, database: Database) -> None:
         """What one process writes another one reads, while both have the file open."""
-        ledger = open_ledger(tmp_path / "ledger.sqlite3", clock=FakeClock(NOON))
+        ledger = open_ledger(database.location, clock=FakeClock(NOON))
         ledger.settle(ledger.open(ATTEMPT), SETTLEMENT)
         assert ledger.totals().cost == 300
-        output(
-            run("ledger.settle(ledger.open(ATTEMPT), SETTLEMENT); ledger.record_hit(HIT)", tmp_path / "ledger.sqlite3")
-        )
+        output(run("ledger.settle(ledger.open(ATTEMPT), SETTLEMENT); ledger.record_hit(HIT)", database.location))
         assert (ledger.totals().cost, ledger.totals().cached_requests) == (600, 1)
         ledger.close()
 
-    def test_a_forked_child_has_a_writer_of_its_own(self, tmp_path: Path) -> None:
+    def test_a_forked_child_has_a_writer_of_its_own(self, database: Database) -> None:
         """A ledger used before a fork works on both sides; what the parent has queued is written once."""
         script = """
 ledger.settle(ledger.open(ATTEMPT), SETTLEMENT)
@@ -205,8 +203,8 @@ if not child:
     os._exit(ledger.health().dropped_hits)
 assert os.waitpid(child, 0)[1] == 0
 """
-        output(run(script, tmp_path / "ledger.sqlite3"))
-        ledger = open_ledger(tmp_path / "ledger.sqlite3")
+        output(run(script, database.location))
+        ledger = open_ledger(database.location)
         assert (ledger.totals().cost, ledger.totals().cached_requests) == (900, 3)
         assert_adds_up(ledger)
         ledger.close()
@@ -229,14 +227,14 @@ assert os.waitpid(child, 0)[1] == 0
         assert ledger.totals().cost == 900
         assert_adds_up(ledger)
 
-    def test_the_end_of_a_program_writes_the_last_hits(self, tmp_path: Path) -> None:
+    def test_the_end_of_a_program_writes_the_last_hits(self, database: Database) -> None:
         """A script that forgets to close its ledger loses nothing."""
-        output(run("ledger.record_hit(HIT)", tmp_path / "ledger.sqlite3"))
-        ledger = open_ledger(tmp_path / "ledger.sqlite3")
+        output(run("ledger.record_hit(HIT)", database.location))
+        ledger = open_ledger(database.location)
         assert ledger.totals().cached_requests == 1
         ledger.close()
 
-    def test_kill_9_loses_nothing_that_was_promised(self, tmp_path: Path) -> None:
+    def test_kill_9_loses_nothing_that_was_promised(self, database: Database) -> None:
         """Killed at any moment, the file is consistent, and every settlement that returned is in it."""
         script = """
 def work(number):
@@ -249,16 +247,15 @@ for number in range(8):
     threading.Thread(target=work, args=(number,), daemon=True).start()
 sys.stdin.read()
 """
-        path = tmp_path / "ledger.sqlite3"
         promised: set[int] = set()
         for lines in (1, 25, 60, 133):
-            process = run(script, path)
+            process = run(script, database.location)
             assert process.stdout is not None
             promised |= {int(process.stdout.readline()) for _ in range(lines)}
             os.kill(process.pid, signal.SIGKILL)
             rest, _ = process.communicate(timeout=60)
             promised |= {int(line) for line in rest.splitlines(keepends=True) if line.endswith(b"\n")}
-            ledger = open_ledger(path, clock=FakeClock(NOON + 3_600))
+            ledger = open_ledger(database.location, clock=FakeClock(NOON + 3_600))
             ledger.prepare()
             assert_adds_up(ledger)
             assert {row.status for row in ledger.export(0, 4e9)} <= {"ok", "hit", "unsettled"}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -13,13 +11,19 @@ pytest.importorskip("hypothesis")
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from errors import BudgetExceeded
 from ledger import Attempt, Budget, BudgetState, GroupBy, Hit, Ledger, Settlement, Totals, key_scope
-from stores.sqlite import SQLiteEngine
 from tests.fakes import FakeClock
-from tests.ledgers import NOON
+from tests.ledgers import NOON, Database
 
 HOUR, DAY = 3_600.0, 86_400.0
 BACKWARDS_SECONDS = 12 * HOUR
@@ -52,21 +56,22 @@ class Row:
 class LedgerMachine(RuleBasedStateMachine):
     """Random operations on a ledger and on a list of rows."""
 
+    database_for_each: Callable[[], Database]
+
     @initialize()
     def start(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="ledger-test-"))
+        self.database = self.database_for_each()
         self.clock = FakeClock(NOON + 0.25)
         self.latest = self.clock.now
         self.rows: list[Row] = []
         self.begin()
 
     def begin(self) -> None:
-        self.ledger = Ledger(SQLiteEngine(self.folder / "ledger.sqlite3", sync="off"), clock=self.clock)
+        self.ledger = Ledger(self.database.engine(), clock=self.clock)
 
     def teardown(self) -> None:
         if hasattr(self, "ledger"):
             self.ledger.close()
-            shutil.rmtree(self.folder)
 
     @rule(task=words, client=words, key=st.none() | words, bound=amounts, limit=st.none() | st.integers(0, 6_000))
     def open(self, task: str, client: str, key: str | None, bound: int, limit: int | None) -> None:
@@ -190,10 +195,21 @@ class LedgerMachine(RuleBasedStateMachine):
         return tuple(sum(row.counts[index] for row in rows) for index in range(7))
 
 
-LedgerMachine.TestCase.settings = settings(
-    max_examples=25,
-    stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+@pytest.mark.parametrize(
+    ("new_database", "examples"), [("sqlite", 20), ("postgres", 4)], indirect=["new_database"], ids=str
 )
-TestLedgerAgainstAList = LedgerMachine.TestCase
+def test_the_ledger_is_a_list(new_database: Callable[[], Database], examples: int) -> None:
+    """On either database, whatever happens in whatever order, totals, windows, usage, budgets and export agree."""
+
+    class Machine(LedgerMachine):
+        database_for_each = staticmethod(new_database)
+
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        ),
+    )
