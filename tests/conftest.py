@@ -1,4 +1,4 @@
-"""Fixtures of the tests below HTTP: the databases that a ledger can lie in."""
+"""Fixtures that many tests share: the databases that a ledger can lie in, and a browser."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import postgres_server
+from tests.browser import Browser, chromium
 from tests.ledgers import Database, PostgresDatabase, SQLiteDatabase
 from tests.postgres_server import PostgresServer
 
@@ -35,3 +36,10 @@ def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[],
 def database(new_database: Callable[[], Database]) -> Database:
     """An empty database."""
     return new_database()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One Chromium for the whole run."""
+    with chromium(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened

@@ -54,8 +54,8 @@ export function spendChart(columns, width, money) {
 /** Labels of the outermost columns stay inside the picture. */
 const labelX = (x, width) => Math.max(LEFT - 10, Math.min(width - 22, x));
 
-/** One bar of parts that add up. `parts`: [{class, value, name}]. Empty when all are 0. */
-export function partsBar(parts, label, whole = parts.reduce((sum, part) => sum + part.value, 0)) {
+/** Parts of a whole as one bar; figures in words stand beside it. `parts`: [{class, value, name}]. */
+export function partsBar(parts, whole) {
   let x = 0;
   const rects = parts.map((part) => {
     const width = whole ? Math.min(100 - x, (100 * part.value) / whole) : 0;
@@ -63,16 +63,16 @@ export function partsBar(parts, label, whole = parts.reduce((sum, part) => sum +
     x += width;
     return rect;
   });
-  return s("svg", { class: "bar", viewBox: "0 0 100 8", preserveAspectRatio: "none", role: "img", "aria-label": label }, s("rect", { class: "track", width: 100, height: 8 }), rects);
+  return s("svg", { class: "bar", viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" }, s("rect", { class: "track", width: 100, height: 8 }), rects);
 }
 
 /** Where percentiles lie on a logarithmic scale from `low` to `high`: a line from p50 to p99, marks at p50 and p95. */
-export function range(percentiles, low, high, label) {
+export function range(percentiles, low, high) {
   const x = (value) => 4 + (192 * Math.log(Math.max(low, Math.min(high, value)) / low)) / Math.log(high / low);
   const { p50_ms, p95_ms, p99_ms } = percentiles;
   return s(
     "svg",
-    { class: "range", viewBox: "0 0 200 14", preserveAspectRatio: "none", role: "img", "aria-label": label },
+    { class: "range", viewBox: "0 0 200 14", preserveAspectRatio: "none", "aria-hidden": "true" },
     s("line", { class: "rail", x1: 4, x2: 196, y1: 7, y2: 7 }),
     s("line", { class: "span", x1: x(p50_ms), x2: x(p99_ms), y1: 7, y2: 7 }),
     s("line", { class: "mark", x1: x(p50_ms), x2: x(p50_ms), y1: 2, y2: 12 }),

@@ -110,7 +110,6 @@ export function tasks(requests) {
         { class: "saved", value: outcome.hit + outcome.shared + outcome.stale, name: "from the cache or shared" },
         { class: "failed", value: errors, name: `${errors} errors` },
       ],
-      null,
       most,
     );
     const codes = Object.entries(outcome.errors).sort((a, b) => b[1] - a[1]);
@@ -129,13 +128,13 @@ export function latency(latencies) {
     kinds.map(([kind, name]) => [name, ...["p50_ms", "p95_ms", "p99_ms", "max_ms"].map((key) => of(latencies[kind], `latency.${kind}`)(key, format.duration))]),
   );
   [...made.tBodies[0].rows].forEach((row, index) => {
-    row.after(h("tr", { class: "under" }, h("td", { colspan: 5 }, range(latencies[kinds[index][0]], SCALE.low, SCALE.high, null))));
+    row.after(h("tr", { class: "under" }, h("td", { colspan: 5 }, range(latencies[kinds[index][0]], SCALE.low, SCALE.high))));
   });
   return [made, h("p", { class: "muted small" }, "Lines run from p50 to p99 on a logarithmic scale from 0.1 ms to 60 s. Own: the share without Gemini and waiting for it.")];
 }
 
 function meter(name, parts, whole, ...words) {
-  return h("div", { class: "meter" }, h("h3", {}, name), partsBar(parts, null, whole), h("p", {}, ...words));
+  return h("div", { class: "meter" }, h("h3", {}, name), partsBar(parts, whole), h("p", {}, ...words));
 }
 
 function budget(state) {
