@@ -105,8 +105,8 @@ def ask(client: FlaskClient, prompt: str, **headers: str) -> int:
 def stats(client: FlaskClient, **headers: str) -> dict[str, Any]:
     answer = client.get("/stats", headers=headers)
     assert answer.status_code == 200
-    body: dict[str, Any] = answer.json
-    return body
+    body: Any = answer.json
+    return dict(body)
 
 
 def test_stats_tell_tasks_by_outcome(client: FlaskClient) -> None:
