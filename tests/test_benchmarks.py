@@ -134,9 +134,10 @@ class TestTables:
         assert len(list(startup._memory((20, 40)))) == 2
 
     def test_the_profile_names_the_parts_of_a_hit(self) -> None:
-        """Flask, the headers and the loop are among the parts."""
+        """The floor, and the task and the headers among the parts."""
         report = "\n".join(profile_hit.lines(0.3, 5))
-        assert "Flask below app.py" in report
+        assert "tasks.py" in report
+        assert "web/headers.py" in report
         assert "bare Flask, in process" in report
 
 
