@@ -419,3 +419,13 @@ def test_an_open_breaker_is_degraded_and_not_unready(client: FlaskClient, gemini
     assert ready.json is not None
     assert (ready.status_code, ready.json["status"]) == (200, "degraded")
     assert ready.json["checks"]["breaker"]["status"] == "degraded"
+
+
+def test_a_full_disk_is_unready(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the ledger fails, with how much is left."""
+    monkeypatch.setattr("web.operations.LEAST_FREE_BYTES", 10**18)
+    ready = client.get("/api/v1/health/ready")
+    assert ready.json is not None
+    assert ready.status_code == 503
+    assert ready.json["checks"]["disk"]["status"] == "fail"
+    assert "bytes are free" in ready.json["checks"]["disk"]["reason"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
@@ -17,7 +19,8 @@ from web.metrics import Metrics
 from web.recent import Recent
 
 WINDOWS = {"last_hour": 1, "last_24_hours": 24, "last_30_days": 720}
-FLUSH_SECONDS = 0.5
+LEAST_FREE_BYTES = 32 * 1024 * 1024
+"""Less than this on the ledger's or the logs' disk, and they may soon fail to be written."""
 
 
 def register(app: Flask, backend: Backend, lifecycle: Lifecycle, metrics: Metrics, recent: Recent) -> None:
@@ -56,6 +59,7 @@ def readiness(backend: Backend, lifecycle: Lifecycle) -> dict[str, dict[str, Any
         "backend": _check(backend.model is not None, "no Gemini key: set GOOGLE_API_KEY or start with --offline"),
         "ledger": _check(ledger.writable, f"cannot be written: {ledger.error}"),
         "logs": _check(logs.writable, f"cannot be written: {logs.last_error}"),
+        "disk": _disk(backend.settings.data_dir, backend.settings.log_dir),
         "draining": _check(not lifecycle.draining, "shutting down"),
         "breaker": _check(breaker.state == "closed", f"{breaker.state}: Gemini is failing", otherwise="degraded"),
     }
@@ -63,6 +67,19 @@ def readiness(backend: Backend, lifecycle: Lifecycle) -> dict[str, dict[str, Any
         alone = "does not answer in time: cache, limits and total are this process's own"
         checks["redis"] = _check(redis.up, alone, otherwise="degraded")
     return checks
+
+
+def _disk(*folders: Path) -> dict[str, Any]:
+    try:
+        free = min(shutil.disk_usage(_existing(folder)).free for folder in folders)
+    except OSError as problem:
+        return _check(False, f"cannot be looked at: {problem.strerror}")
+    return _check(free >= LEAST_FREE_BYTES, f"only {free} bytes are free")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it while it has not been made."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _check(holds: bool, reason: str, otherwise: str = "fail") -> dict[str, Any]:
