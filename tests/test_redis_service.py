@@ -223,6 +223,11 @@ class Balancer:
         self._lock = Lock()
         self.outcomes: Counter[str] = Counter()
 
+    def seen_more(self) -> Callable[[], bool]:
+        """A function that tells whether some more requests were answered since now."""
+        before = self.outcomes.total()
+        return lambda: self.outcomes.total() > before + 10
+
     def post(self, prompt: str) -> None:
         while True:
             with self._lock:
@@ -246,7 +251,7 @@ class Balancer:
 def instances(redis: RedisServer, environment: dict[str, str], gemini: ScriptedGemini) -> Iterator[list[Instance]]:
     """Two that share Redis and a ledger, in front of a Gemini that takes its time."""
     gemini.answers(*[after(0.05, text(f"answer {number}")) for number in range(500)])
-    environ = {**os.environ, **environment, "REDIS_URL": redis.patient_url, "THREADS": "8", "RATE_LIMITS": "100/hour"}
+    environ = {**os.environ, **environment, "REDIS_URL": redis.patient_url, "THREADS": "8", "RATE_LIMITS": "150/hour"}
     made = [Instance(environ), Instance(environ)]
     try:
         for instance in made:
@@ -267,25 +272,24 @@ def test_restarting_one_after_another_under_load(instances: list[Instance]) -> N
     def load() -> None:
         while not enough.is_set():
             balancer.post(f"prompt {next(numbers)}")
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     with ThreadPoolExecutor(3) as pool:
         loads = [pool.submit(load) for _ in range(3)]
         try:
             for instance in instances:
-                wait_until(lambda: all(one.in_rotation for one in instances))
-                seen = balancer.outcomes["200"]
-                wait_until(lambda seen=seen: balancer.outcomes["200"] > seen + 5)
+                wait_until(balancer.seen_more())
                 assert instance.terminate() == 0
                 instance.in_rotation = False
                 instance.start()
                 instance.join()
             wait_until(lambda: balancer.outcomes["rate_limited"] >= 3)
+            wait_until(balancer.seen_more())
         finally:
             enough.set()
         for one in loads:
             one.result()
     assert set(balancer.outcomes) <= {"200", "rate_limited", "draining", "refused"}
-    assert balancer.outcomes["200"] == 100
+    assert balancer.outcomes["200"] == 150
     for instance in instances:
-        assert instance.get("/stats")["overall_stats"]["total_requests_all_time"] == 100
+        assert instance.get("/stats")["overall_stats"]["total_requests_all_time"] == 150
