@@ -48,7 +48,12 @@ class Cors:
         """What flask-cors answers to the request of `environ`."""
         if "HTTP_ORIGIN" not in environ:
             return self._decided("GET", ())
-        asked = tuple((name, environ[key]) for key, name in _ASKED.items() if key in environ)
+        asked = tuple((name, environ[key]) for key, name in _ASKED.items() if _is_plain(environ.get(key)))
         method = "OPTIONS" if environ["REQUEST_METHOD"] == "OPTIONS" else "GET"
         remembered = all(len(value) <= LONGEST_HEADER for _, value in asked)
         return (self._decided if remembered else self._undecided)(method, asked)
+
+
+def _is_plain(value: str | None) -> bool:
+    """An origin, a method and header names are printable ASCII; what is not is not echoed."""
+    return value is not None and value.isascii() and value.isprintable()
