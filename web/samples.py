@@ -87,6 +87,7 @@ STATISTICS = {
             ],
         }
     ],
+    "caller": {"key": "alice", "admin": False},
     "service": {"model": "gemini-2.5-flash-lite", "offline": False, "in_flight": 1, "draining": False},
 }
 USAGE = {

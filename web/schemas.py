@@ -344,6 +344,15 @@ class ErrorFigures(Body):
     """The last 5 at most, the latest first."""
 
 
+class CallerFigures(Body):
+    """Who asks."""
+
+    key: str | None
+    """The name of the API key; null without one."""
+    admin: bool
+    """It is the admin key."""
+
+
 class ServiceFigures(Body):
     """What runs."""
 
@@ -374,6 +383,7 @@ class Statistics(Body):
     admission: AdmissionFigures
     last_errors: list[ErrorFigures]
     """The code seen last comes first."""
+    caller: CallerFigures
     service: ServiceFigures
 
 
