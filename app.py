@@ -29,7 +29,7 @@ from web.cors import Cors
 from web.door import Door
 from web.exchange import ENVIRON_KEY, Exchange
 from web.headers import Headers
-from web.lifecycle import Lifecycle, waitress_threads, waitress_unsent
+from web.lifecycle import Lifecycle, quiet_waitress_queue, waitress_threads, waitress_unsent
 from web.recent import Recent
 from web.task_edge import Reply, TaskEdge, refusal
 
@@ -217,6 +217,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     with exit_on_bad_settings():
         app = create_app(load_settings())
+    quiet_waitress_queue()
     app.lifecycle.drain_on_sigterm(app.backend.close)
     globals()["app"] = app
     return app

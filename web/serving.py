@@ -9,7 +9,7 @@ from waitress.server import create_server
 
 from accounting.prices import NANO, Price, exact_usd
 from config import Settings
-from web.lifecycle import unsent
+from web.lifecycle import quiet_waitress_queue, unsent
 
 if TYPE_CHECKING:
     from app import Api
@@ -25,6 +25,7 @@ class CannotServeError(Exception):
 def serve(app: Api) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises CannotServeError."""
     settings = app.settings
+    quiet_waitress_queue()
     server = _listening(app, settings)
     try:
         print("\n".join(banner(app, _addresses(server))), flush=True)
