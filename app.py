@@ -66,6 +66,7 @@ class Api(Flask):
             if task is not None:
                 body = self._send(exchange, self.task_edge.reply(exchange, task), start_response)
             else:
+                _encode_query(environ)
                 body = super().wsgi_app(environ, partial(self._start, exchange, start_response))
         except BaseException:
             self.lifecycle.end()
@@ -121,6 +122,13 @@ class Api(Flask):
         self.metrics.observe(event, origin)
         self.recent.observe(event, origin)
         self.lifecycle.end()
+
+
+def _encode_query(environ: dict[str, Any]) -> None:
+    """Percent-encode what a lenient server let through of a query as raw bytes: werkzeug fails on bytes not UTF-8."""
+    query = environ.get("QUERY_STRING", "")
+    if not query.isascii():
+        environ["QUERY_STRING"] = "".join(char if char.isascii() else f"%{ord(char):02X}" for char in query)
 
 
 class Closing:
