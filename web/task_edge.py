@@ -121,6 +121,8 @@ def _body(environ: dict[str, Any], limit: int) -> bytes:
     declared = environ.get("CONTENT_LENGTH")
     if not declared:  # a server that passes a chunked body on says that the input ends by itself
         body: bytes = environ["wsgi.input"].read(limit + 1) if environ.get("wsgi.input_terminated") else b""
+    elif not declared.isdecimal():
+        raise errors.InvalidRequest("Content-Length is not a number.")
     elif int(declared) <= limit:
         body = environ["wsgi.input"].read(int(declared))
     else:
