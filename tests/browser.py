@@ -30,6 +30,7 @@ FLAGS = (
     "--disable-sync",
     "--disable-extensions",
     "--no-proxy-server",
+    "--hide-scrollbars",
     "--lang=en-US",
 )
 WAIT_SECONDS = 10.0

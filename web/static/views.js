@@ -44,7 +44,7 @@ export function tiles(stats, window) {
       tokens("input", format.count), " in, ", tokens("output", format.count), " out",
     ),
     tile(
-      "Latency of a miss, p95",
+      "Miss latency, p95",
       samples ? miss("p95_ms", format.duration) : "–",
       stats.latency.hit.samples ? ["hit ", hit("p95_ms", format.duration), ", own ", own("p95_ms", format.duration)] : "no hit yet",
     ),
