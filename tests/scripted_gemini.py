@@ -64,8 +64,8 @@ class ScriptedGemini(Emulator):
     `gate` is open; `gate.clear()` holds every reply, after the call was counted, until `gate.set()`.
     """
 
-    def __init__(self, *script: Step, default: Step | None = None) -> None:
-        super().__init__(answer=self._next)
+    def __init__(self, *script: Step, default: Step | None = None, port: int = 0) -> None:
+        super().__init__(port=port, answer=self._next)
         self.gate = Event()
         self.gate.set()
         self._script = list(script)
