@@ -365,4 +365,4 @@ def test_a_call_that_is_given_up_is_counted(make_app: MakeApp, gemini: ScriptedG
         assert client.post(TEXT, json={"prompt": f"{number}"}).status_code == 504
         assert time.monotonic() - begun < SHORT + SLACK
     assert eventually(lambda: app.backend.admission.state().in_use == 0, seconds=5)
-    assert app.backend.admission.state().abandoned == 2
+    assert client.get("/stats").json["admission"]["abandoned"] == 2  # type: ignore[index]
