@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -169,6 +170,16 @@ def test_an_interrupted_wait_ends_the_retries(retrier: Retrier, clock: FakeClock
     with pytest.raises(UpstreamUnavailable):
         retrier.run(attempt, deadline=clock() + 30)
     assert attempt.numbers == [1]
+
+
+def test_a_caller_may_wait_in_a_way_of_its_own(retrier: Retrier, clock: FakeClock, waits: Waits) -> None:
+    """Such as one that ends when the caller's client leaves."""
+    left = threading.Event()
+    left.set()
+    attempt = Script(overloaded(wait=20))
+    with pytest.raises(UpstreamUnavailable):
+        retrier.run(attempt, deadline=clock() + 30, wait=left.wait)
+    assert (attempt.numbers, waits.seconds) == ([1], [])
 
 
 def test_an_outage_does_not_multiply_traffic(clock: FakeClock) -> None:

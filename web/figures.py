@@ -7,8 +7,8 @@ token_estimate     tiktoken beside Gemini: `samples` compared, `input_ratio` and
                    null before the first), `dropped` (not compared, for lack of time)
 budget             `limit`, `spent`, `reserved` in dollars of this UTC day; null without DAILY_BUDGET_USD
 breaker            `state` (closed, open, half-open), `consecutive_failures`, `retry_in_seconds`, `times_opened`
-admission          places for requests that wait for Gemini: `in_use`, `places`; since the start `shed` (requests refused)
-                   and `abandoned` (calls given up at their deadline, or with their stream's client)
+admission          places for requests that wait for Gemini: `in_use`, `places`; since the start `shed` (requests) and
+                   `abandoned` (calls given up at their deadline, or with their stream's client)
 last_errors        by code, the latest first, no 404: `code`, `count` since the start, and `latest`, at most 5, the
                    last one first: `timestamp`, `status`, `method`, `path`, `request_id`
 caller             who asks: `key`, the name of the API key (null without one), and `admin`
