@@ -7,8 +7,11 @@ it, never more than its amount, which expires with its last call.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from functools import lru_cache
 
+from lru_cache import LRUCache
 from rate_limiter import Limit, RateLimiter, Verdict
 from stores.redis_link import RedisLink, RedisUnavailable, Script
 
@@ -69,27 +72,46 @@ CHECK = Script(
 class SharedRateLimiter:
     """Admits or rejects calls by what all processes have admitted; by `own`, this process's, while Redis is away.
 
-    `own` hears of the calls that Redis admits here, so that a client does not begin anew when Redis goes.
+    Whom Redis rejected is rejected here until the time it was told, without asking again: nothing can let it in before,
+    and a flood costs no round trips. `own` hears of the calls that Redis admits here. So a client does not begin anew
+    when Redis goes.
     """
 
-    def __init__(self, link: RedisLink, own: RateLimiter) -> None:
+    def __init__(
+        self,
+        link: RedisLink,
+        own: RateLimiter,
+        *,
+        max_size: int = 10_000,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._link = link
         self._own = own
+        self._rejected: LRUCache[tuple[str, tuple[Limit, ...]], tuple[Limit, float]] = LRUCache(
+            max_size, None, monotonic=monotonic
+        )
+        self._monotonic = monotonic
 
     def hit(self, client: str, limits: tuple[Limit, ...]) -> Verdict | None:
         """Count a call of `client` if every one of `limits` admits it; None when there are no limits."""
         if not limits:
             return None
+        rejected = self._rejected.get((client, limits))
+        wait = rejected[1] - self._monotonic() if rejected is not None else 0.0
+        if rejected is not None and wait > 0:
+            return Verdict(False, rejected[0], 0, wait, wait, limits)
         prefix = f"{self._link.prefix}calls:{client}:"
         try:
             answer = self._link.run(CHECK, [f"{prefix}{limit.window_seconds}" for limit in limits], _facts(limits))
         except RedisUnavailable:
             return self._own.hit(client, limits)
-        admitted, tightest, remaining, wait = map(int, answer.split())
-        if not admitted:
-            return Verdict(False, limits[tightest], 0, wait / MICRO, wait / MICRO, limits)
-        self._own.hit(client, limits)
-        return Verdict(True, limits[tightest], remaining, wait / MICRO, 0.0, limits)
+        admitted, tightest, remaining, micro = map(int, answer.split())
+        limit, wait = limits[tightest], micro / MICRO
+        if admitted:
+            self._own.hit(client, limits)
+            return Verdict(True, limit, remaining, wait, 0.0, limits)
+        self._rejected.put((client, limits), (limit, self._monotonic() + wait), wait)
+        return Verdict(False, limit, 0, wait, wait, limits)
 
 
 @lru_cache(maxsize=256)

@@ -1,6 +1,7 @@
 """One Redis, asked only while it answers.
 
-up     questions go to Redis; the first that fails, or takes longer than `TIMEOUT_SECONDS`, takes the link down
+up     questions go to Redis; when one fails, or takes longer than `TIMEOUT_SECONDS`, it is refused, and Redis is probed
+       at once: if that fails too, the link goes down
 down   questions are refused at once, so that nobody waits; a thread goes on trying, with growing pauses, and takes the
        link up again when Redis does all that it is needed for
 
@@ -21,6 +22,9 @@ from typing import Any, Protocol
 
 TIMEOUT_SECONDS = 0.02
 """Longest wait for one answer, and for a connection."""
+TURNS = 8
+"""Questions that one process asks at once. The others wait here: in Redis a burst would wait for itself, and look as if
+Redis were slow."""
 BEAT_SECONDS = 0.5
 """How far what is kept in step by the beat may lag behind, while Redis answers."""
 FIRST_PAUSE_SECONDS = 0.1
@@ -70,7 +74,7 @@ class Line(Protocol):
 
 
 class Connections:
-    """A line to Redis for each thread that is asking, at most; whatever goes wrong is one of `errors`."""
+    """As many connections as are used at once, and no more; whatever goes wrong is one of `errors`."""
 
     def __init__(self, url: str, timeout: float) -> None:
         from redis import ConnectionPool, RedisError  # loaded only where REDIS_URL is set
@@ -162,6 +166,7 @@ class RedisLink:
         self._failures = self._refused = self._failed_beats = 0
         self._quiet_until = -inf
         self._told_down = False
+        self._turns = threading.Semaphore(TURNS)
         self._begun = threading.Event()
         self._wake = threading.Event()
         self._closing = False
@@ -202,23 +207,30 @@ class RedisLink:
         return self._guarded(lambda: self._connections.run(script, keys, arguments))
 
     def _guarded(self, question: Callable[[], Any]) -> Any:
-        if not self._up:
-            with self._lock:
-                self._refused += 1
-            raise RedisUnavailable
+        if self._up:
+            with self._turns:
+                if self._up:  # still, after the wait
+                    return self._answered(question)
+        with self._lock:
+            self._refused += 1
+        raise RedisUnavailable
+
+    def _answered(self, question: Callable[[], Any]) -> Any:
         try:
             return question()
         except self._connections.errors as error:
-            self._fall(error)
+            with self._lock:
+                self._failures += 1
+            self._wake.set()
             raise RedisUnavailable from error
 
     def _run(self) -> None:
         self._beat()
         self._begun.set()
         while not self._closing:
-            woken = self._wake.wait(self._pause())
+            self._wake.wait(self._pause())
             self._wake.clear()
-            if not woken:
+            if not self._closing:
                 self._beat()
 
     def _pause(self) -> float:
@@ -241,7 +253,7 @@ class RedisLink:
     def _fall(self, error: Exception) -> None:
         with self._lock:
             self._failures += 1
-            fell, self._up = self._up, False
+            self._up = False
             now = self._monotonic()
             tell = not self._told_down and now >= self._quiet_until
             if tell:
@@ -249,8 +261,6 @@ class RedisLink:
         self._connections.disconnect()
         if tell:
             self._warn(f"Redis cannot be used; this process keeps its own cache, limits and total meanwhile: {error}")
-        if fell:
-            self._wake.set()
 
     def _rise(self) -> None:
         with self._lock:

@@ -57,7 +57,7 @@ class TestContract:
         server: RedisServer = request.getfixturevalue("redis")
         server.say("FLUSHALL")
         with linked(server) as link:
-            yield SharedRateLimiter(link, own_limiter(FakeClock()))
+            yield SharedRateLimiter(link, own_limiter(FakeClock()), monotonic=clock)
 
     @pytest.fixture
     def hit(self, limiter: Limiter) -> Callable[..., Verdict]:
@@ -73,7 +73,12 @@ class TestContract:
         if kind == "process":
             return clock.advance
         server: RedisServer = request.getfixturevalue("redis")
-        return lambda seconds: age(server, seconds)
+
+        def pass_both(seconds: float) -> None:
+            age(server, seconds)
+            clock.advance(seconds)
+
+        return pass_both
 
     def test_no_limits_no_verdict(self, limiter: Limiter) -> None:
         """Without limits nothing is judged."""
@@ -257,3 +262,29 @@ def test_a_forgotten_script_is_sent_again(redis: RedisServer) -> None:
         assert verdict is not None
         assert verdict.remaining == 1
         assert link.health().failures == 0
+
+
+def test_the_rejected_are_not_asked_about(redis: RedisServer, clock: FakeClock) -> None:
+    """Until the time a client was told it is rejected without Redis, be it there or not; then it is admitted."""
+    redis.say("FLUSHALL")
+    with linked(redis) as link:
+        limiter = SharedRateLimiter(link, own_limiter(clock), monotonic=clock)
+        for _ in range(3):
+            limiter.hit("a", (MINUTE,))
+        rejected = limiter.hit("a", (MINUTE,))
+        assert rejected is not None
+        asked = redis.say("INFO", "commandstats")["cmdstat_evalsha"]["calls"]
+        clock.advance(10)
+        again = limiter.hit("a", (MINUTE,))
+        assert again is not None
+        assert again[:3] == rejected[:3]
+        assert again.retry_after == again.reset == pytest.approx(rejected.retry_after - 10)
+        assert redis.say("INFO", "commandstats")["cmdstat_evalsha"]["calls"] == asked
+        changed = limiter.hit("a", (Limit(4, 60),))
+        assert changed is not None
+        assert changed.admitted
+        age(redis, rejected.retry_after)
+        clock.advance(again.retry_after)
+        admitted = limiter.hit("a", (MINUTE,))
+        assert admitted is not None
+        assert admitted.admitted

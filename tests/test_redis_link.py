@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import deque
 from collections.abc import Iterator
 
 import pytest
 
-from stores.redis_link import TIMEOUT_SECONDS, WARN_SECONDS, RedisHealth, RedisLink, RedisUnavailable, Script
+from stores.redis_link import TIMEOUT_SECONDS, WARN_SECONDS, Line, RedisHealth, RedisLink, RedisUnavailable, Script
 from tests.fakes import FakeClock
 from tests.redis_server import RedisServer, linked, running_redis, wait_until
 
@@ -46,22 +47,38 @@ def test_a_connection_that_redis_closed_is_replaced(redis: RedisServer) -> None:
         assert link.health().failures == 0
 
 
-def test_a_refusal_takes_the_link_down(redis: RedisServer) -> None:
-    """What Redis refuses (no memory, a wrong type) is as good as no answer; the beat finds out when it is over."""
-    with linked(redis) as link:
+def test_one_refusal_is_one_questions_trouble(redis: RedisServer) -> None:
+    """What Redis refuses is as good as no answer, and makes the link probe it; the others go on asking."""
+    beats: list[object] = []
+    with linked(redis, beats.append, beat_seconds=3600) as link:
         link.ask("SET", "a", "word")
+        assert len(beats) == 1
         with pytest.raises(RedisUnavailable):
             link.ask("INCR", "a")
+        wait_until(lambda: len(beats) == 2)
+        assert link.ask("GET", "a") == b"word"
+        assert link.health() == RedisHealth(up=True, failures=1, refused=0)
+
+
+def test_a_redis_that_takes_no_writes_is_down(redis: RedisServer) -> None:
+    """The beat does what requests need, so it finds out that memory is full, and that it is not any more."""
+
+    def write(line: Line) -> None:
+        line.ask("SET", "a", "b")
+
+    with linked(redis, write, beat_seconds=0.01) as link:
+        redis.say("CONFIG", "SET", "maxmemory", 1)
+        wait_until(lambda: not link.health().up)
+        redis.say("CONFIG", "SET", "maxmemory", 0)
         wait_until(lambda: link.health().up)
 
 
 def test_a_frozen_redis_is_waited_for_once(redis: RedisServer) -> None:
-    """The first question waits for its time-out; those after it are refused without being asked."""
+    """The first questions wait for their time-out; those after them are refused without being asked."""
     told: list[str] = []
-    with linked(redis, warn=told.append) as patient, linked(redis, timeout=TIMEOUT_SECONDS, warn=told.append) as link:
-        wait_until(lambda: link.health().up and patient.health().up)
+    with linked(redis, timeout=TIMEOUT_SECONDS, warn=told.append) as link:
         redis.freeze()
-        wait_until(lambda: refused(link))
+        wait_until(lambda: refused(link) and not link.health().up)
         before = link.health()
         began = time.perf_counter()
         assert all(refused(link) for _ in range(1000))
@@ -69,7 +86,7 @@ def test_a_frozen_redis_is_waited_for_once(redis: RedisServer) -> None:
         assert link.health().refused - before.refused == 1000
         redis.thaw()
         wait_until(lambda: link.health().up)
-    assert [message.partition(";")[0] for message in told] == ["Redis cannot be used", "Redis is used again"]
+    assert [message.partition(";")[0] for message in told[-2:]] == ["Redis cannot be used", "Redis is used again"]
 
 
 def test_the_time_out_is_kept(redis: RedisServer) -> None:
@@ -115,16 +132,20 @@ def test_a_flapping_redis_is_told_once_a_minute(redis: RedisServer) -> None:
     """Going down again within the minute is counted, not told; still down when it is over, it is."""
     told: list[str] = []
     clock = FakeClock()
-    with linked(redis, warn=told.append, monotonic=clock, beat_seconds=0.01) as link:
-        link.ask("SET", "word", "no number")
-        for _ in range(5):
-            with pytest.raises(RedisUnavailable):
-                link.ask("INCR", "word")
-            wait_until(lambda: link.health().up)
-        assert link.health().failures == 5
+    troubles = deque[int]()
+
+    def stumble(_: Line) -> None:
+        if troubles:
+            troubles.pop()
+            raise ConnectionResetError
+
+    with linked(redis, stumble, warn=told.append, monotonic=clock, beat_seconds=0.01) as link:
+        for number in range(1, 6):
+            troubles.append(number)
+            wait_until(lambda: link.health().failures == number and link.health().up)  # noqa: B023 - called here
         assert len(told) == 2
         redis.stop()
-        wait_until(lambda: refused(link))
+        wait_until(lambda: not link.health().up)
         assert len(told) == 2
         clock.advance(WARN_SECONDS)
         wait_until(lambda: len(told) == 3)

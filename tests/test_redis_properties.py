@@ -44,7 +44,7 @@ def test_both_limiters_agree(
     """The same calls are admitted, and leave the same number."""
     redis.say("FLUSHALL")
     clock = FakeClock()
-    one, shared = own_limiter(clock), SharedRateLimiter(link, own_limiter(FakeClock()))
+    one, shared = own_limiter(clock), SharedRateLimiter(link, own_limiter(FakeClock()), monotonic=clock)
     for pause, client in calls:
         clock.advance(pause * 10)
         age(redis, pause * 10)

@@ -6,6 +6,7 @@ that serves, not to the one that imported (or forked).
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 import time
@@ -20,7 +21,7 @@ from audit.bursts import BurstDetector
 from config import Settings, SettingsError
 from enhanced_logging import RequestLogger
 from gemini_wrapper import Gemini
-from ledger import SERVICE_SCOPE, Budget, key_scope, open_ledger
+from ledger import SERVICE_SCOPE, Budget, Ledger, key_scope, open_ledger
 from lru_cache import RateLimitCache, ResponseCache
 from rate_limiter import RateLimiter
 from resilience.admission import Admission
@@ -92,11 +93,13 @@ class Backend:
             monotonic=monotonic,
         )
         self.cache: ResponseCache | TieredCache = self.own_cache
-        self.ledger = open_ledger(settings.ledger_location, sync=settings.ledger_sync, clock=clock, monotonic=monotonic)
+        self.ledger = _ledger(settings, clock, monotonic)
         self.spend = SpendMeter()
         self.redis = _redis(settings, self._reporter("redis"))
         if self.redis is not None:
-            self.limiter = SharedRateLimiter(self.redis, own_limiter)
+            self.limiter = SharedRateLimiter(
+                self.redis, own_limiter, max_size=settings.rate_limit_cache_size, monotonic=monotonic
+            )
             self.cache = TieredCache(
                 self.redis,
                 self.own_cache,
@@ -180,6 +183,7 @@ class Backend:
                 self.redis.open()
             self.upkeep.start()
             threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+            atexit.register(self.close)  # a server that handles SIGTERM itself (gunicorn) ends its workers so
             self.threads = threads
             while self._early:
                 self._report(*self._early.pop(0))
@@ -220,6 +224,7 @@ class Backend:
 
     def close(self) -> None:
         """End what still runs, and flush and close what outlives the process: answers, money, logs."""
+        atexit.unregister(self.close)
         self._closing.set()
         if self._pool is not None:
             self.completions.close()
@@ -244,6 +249,13 @@ def _model(settings: Settings) -> Gemini | None:
         endpoint=settings.gemini_api_endpoint,
         max_connections=settings.threads,
     )
+
+
+def _ledger(settings: Settings, clock: Callable[[], float], monotonic: Callable[[], float]) -> Ledger:
+    try:
+        return open_ledger(settings.ledger_location, sync=settings.ledger_sync, clock=clock, monotonic=monotonic)
+    except ValueError as problem:
+        raise SettingsError(f"The settings cannot be used:\n  {problem}") from None
 
 
 def _redis(settings: Settings, warn: Callable[[str], None]) -> RedisLink | None:
