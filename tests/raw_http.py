@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import socket
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -57,3 +59,35 @@ def posted(path: str, body: bytes, *fields: str) -> bytes:
     """A whole POST of a JSON body."""
     length = f"Content-Length: {len(body)}"
     return head(f"POST {path}", "Content-Type: application/json", length, "Connection: close", *fields) + body
+
+
+def call_wsgi(application: Callable[..., Iterable[bytes]], **environ: Any) -> RawAnswer:
+    """Call an application as a server would that checks nothing; `environ` over a plain GET."""
+    everything = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": "/health",
+        "QUERY_STRING": "",
+        "SERVER_NAME": "test",
+        "SERVER_PORT": "80",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "REMOTE_ADDR": "127.0.0.1",
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(),
+        "wsgi.errors": io.StringIO(),
+    }
+    begun: list[tuple[str, list[tuple[str, str]]]] = []
+
+    def start(status: str, headers: list[tuple[str, str]], exc_info: object = None, /) -> Callable[[bytes], object]:
+        begun.append((status, headers))
+        return lambda _data: None
+
+    body: Any = application(everything | environ, start)
+    try:
+        read = b"".join(body)
+    finally:
+        getattr(body, "close", lambda: None)()
+    status, fields = begun[-1]
+    headers = http.client.HTTPMessage()
+    for name, value in fields:
+        headers[name] = value
+    return RawAnswer(int(status[:3]), headers, read)

@@ -16,6 +16,7 @@ import pytest
 from app import Api
 from security import inspect
 from tests.fakes import FakeClock
+from tests.raw_http import call_wsgi
 from tests.serving import serving
 from tests.test_security_labelled import BENIGN, HOSTILE, Request
 
@@ -185,37 +186,6 @@ NASTY = [
 ]  # fmt: skip
 
 
-def call(app: Api, **environ: Any) -> tuple[str, list[tuple[str, str]], bytes]:
-    """Call the application as a server would that checks nothing."""
-    begun: list[Any] = []
-    everything = {
-        "REQUEST_METHOD": "GET",
-        "PATH_INFO": "/health",
-        "QUERY_STRING": "",
-        "SERVER_NAME": "test",
-        "SERVER_PORT": "80",
-        "SERVER_PROTOCOL": "HTTP/1.1",
-        "REMOTE_ADDR": "127.0.0.1",
-        "wsgi.url_scheme": "http",
-        "wsgi.input": io.BytesIO(),
-        "wsgi.errors": io.StringIO(),
-    } | environ
-
-    def start(status: str, headers: list[tuple[str, str]], exc_info: object = None, /) -> Callable[[bytes], object]:
-        begun.append((status, headers))
-        return lambda _data: None
-
-    body: Any = app(everything, start)
-    try:
-        read = b"".join(body)
-    finally:
-        close = getattr(body, "close", None)
-        if close:
-            close()
-    status, headers = begun[-1]
-    return status, headers, read
-
-
 def everywhere(words: str) -> Iterator[dict[str, Any]]:
     """`words` in every part of a request that could reach a log; in its head as bytes dressed as Latin-1 (PEP 3333)."""
     text = words.encode("utf-8", "surrogatepass").decode("latin-1")
@@ -237,9 +207,9 @@ def test_every_line_is_one_bounded_json_object(make_app: MakeApp, tmp_path: Path
     sent = 0
     for text in NASTY:
         for environ in everywhere(text):
-            status, headers, _ = call(app, **environ)
-            assert not status.startswith("500"), environ
-            assert all(value.isascii() and value.isprintable() for _, value in headers), headers
+            answer = call_wsgi(app, **environ)
+            assert answer.status != 500, environ
+            assert all(value.isascii() and value.isprintable() for _, value in answer.headers.items())
             sent += 1
     app.backend.logger.flush()
     written = (tmp_path / "logs" / "api_requests.log").read_bytes().splitlines()
@@ -258,7 +228,7 @@ def test_a_shower_of_bytes_in_the_path_is_told_in_bounded_lines(make_app: MakeAp
     app = make_app()
     shower = random.Random(5)
     for _ in range(100):
-        call(app, PATH_INFO="/" + shower.randbytes(shower.randrange(3000)).decode("latin-1"))
+        call_wsgi(app, PATH_INFO="/" + shower.randbytes(shower.randrange(3000)).decode("latin-1"))
     lines = log_lines(app, "api_requests.log")
     assert len(lines) == 100
     assert {line["status"] for line in lines} <= {404, 308, 405}
