@@ -18,8 +18,8 @@ from typing import Any
 from accounting.prices import exact_usd
 from ledger import ExportRow
 
-LATEST = 253_402_300_800.0
-"""The first moment after the year 9999, in epoch seconds: the end of a range that has none."""
+EARLIEST, LATEST = -62_135_596_800.0, 253_402_300_799.0
+"""The first second of the year 1 and the last of 9999 in epoch seconds; LATEST ends a range that has no end."""
 
 _ROWS_A_CHUNK = 500
 _AMOUNTS_KEPT = 4096
@@ -36,17 +36,22 @@ def parse_time(text: str) -> float:
 
     Raises ValueError, in words for the person who wrote it, for anything else.
     """
-    text = text.strip()
-    if _EPOCH_SECONDS.fullmatch(text) and float(text) <= LATEST:
+    seconds = _seconds(text.strip())
+    if seconds is None or not EARLIEST <= seconds <= LATEST:
+        raise ValueError("must be a time such as 2026-01-31T12:00:00Z, a date such as 2026-01-31, or epoch seconds")
+    return seconds
+
+
+def _seconds(text: str) -> float | None:
+    if _EPOCH_SECONDS.fullmatch(text):
         return float(text)
-    if _RFC_3339.fullmatch(text):
-        try:
-            moment = datetime.fromisoformat(text.upper())
-        except ValueError:
-            pass  # the shape of a time, but no such day or hour
-        else:
-            return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH).total_seconds()
-    raise ValueError("must be a time such as 2026-01-31T12:00:00Z, a date such as 2026-01-31, or epoch seconds")
+    if not _RFC_3339.fullmatch(text):
+        return None
+    try:
+        moment = datetime.fromisoformat(text.upper())
+    except ValueError:
+        return None  # the shape of a time, but no such day or hour
+    return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH).total_seconds()
 
 
 def rfc3339(timestamp: float) -> str:

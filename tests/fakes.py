@@ -63,7 +63,9 @@ class FakeModel:
             raise answer
         return answer
 
-    def stream(self, instruction: Instruction, *, gap_seconds: float, deadline: float) -> Any:
+    def stream(
+        self, instruction: Instruction, *, gap_seconds: float, deadline: float, first_seconds: float
+    ) -> Any:
         raise NotImplementedError("streams are tested at the wire")
 
     def _wait(self) -> None:

@@ -19,7 +19,7 @@ import pytest
 from accounting.cli import Progress, main
 from accounting.report import LINES_A_TABLE, report
 from benchmarks import cost_savings
-from cost_tracker import COLUMNS, CostTracker, PriceTable, export_csv, export_jsonl, parse_time
+from cost_tracker import COLUMNS, LATEST, CostTracker, PriceTable, export_csv, export_jsonl, parse_time, rfc3339
 from ledger import Attempt, ExportRow, Hit, Ledger, Settlement, open_ledger
 from tests.fakes import FakeClock
 
@@ -157,12 +157,14 @@ class TestTimes:
             ("2026-11-23T13:30:00.5+01:30", NOON + 0.5),
             (" 2026-11-23 ", NOON - DAY / 2),
             ("1969-12-31T23:59:59Z", -1.0),
-            ("0001-01-01T00:00:00+23:59", -62_135_683_140.0),
+            ("0001-01-01T00:00:00Z", -62_135_596_800.0),
+            ("9999-12-31T23:59:59Z", LATEST),
         ],
     )
     def test_times_are_read(self, text: str, seconds: float) -> None:
-        """RFC 3339, a date, or epoch seconds; UTC unless a zone is named."""
+        """RFC 3339, a date, or epoch seconds; UTC unless a zone is named. What is read can be written."""
         assert parse_time(text) == seconds
+        assert parse_time(rfc3339(seconds)) == seconds
 
     @pytest.mark.parametrize(
         "text",
@@ -177,6 +179,9 @@ class TestTimes:
             "2026-02-30",
             "2026-W01",
             "2026-11-23T25:00",
+            "0001-01-01T00:00:00+00:01",
+            "9999-12-31T23:59:59-00:01",
+            f"{LATEST + 1:.0f}",
             "\uff11",
         ],
     )

@@ -24,13 +24,14 @@ from errors import (
     UpstreamUnavailable,
 )
 from ledger import Budget, Ledger, open_ledger
-from lru_cache import ResponseCache
+from lru_cache import Found, ResponseCache
 from resilience.admission import Admission
 from resilience.breaker import CircuitBreaker
 from resilience.retry import Retrier, RetryBudget
 from service import CacheWishes, Completion, Completions, Origin
 from tasks import TASK_BY_NAME, Answer, Job, TokenUsage, parse
 from tests.fakes import FakeClock, FakeModel
+from tests.ledgers import until
 
 PLACES = 8
 NOTHING_SPECIAL = CacheWishes()
@@ -38,14 +39,35 @@ USAGE = TokenUsage(input=10, output=20)
 PRICE_OF_ONE = 10 * 100 + 20 * 400
 
 
+class LateCache(ResponseCache):
+    """Finds nothing at the first look, as if every answer were stored a moment later; looks again when `ready`."""
+
+    ready: Callable[[], bool] = staticmethod(lambda: True)
+
+    def look_up(self, key: bytes, *, max_age: float | None = None) -> Found | None:
+        return None
+
+    def look_up_stale(self, key: bytes) -> Found | None:
+        until(self.ready)
+        return super().look_up_stale(key)
+
+
 class House:
     """The flow with everything it needs, and short ways to ask it."""
 
-    def __init__(self, folder: Path, clock: FakeClock, *, stale_seconds: float = 0, places: int = PLACES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clock: FakeClock,
+        *,
+        stale_seconds: float = 0,
+        places: int = PLACES,
+        cache: type[ResponseCache] = ResponseCache,
+    ) -> None:
         self.clock = clock
         self.model = FakeModel(Answer("fine", "gemini-2.5-flash-lite", USAGE))
         self.ledger: Ledger = open_ledger(folder / "ledger.sqlite3", sync="normal", clock=clock, monotonic=clock)
-        self.cache = ResponseCache(stale_seconds=stale_seconds, clock=clock, monotonic=clock)
+        self.cache = cache(stale_seconds=stale_seconds, clock=clock, monotonic=clock)
         self.spend = SpendMeter()
         self.breaker = CircuitBreaker(monotonic=clock)
         self.admission = Admission(places)
@@ -132,6 +154,19 @@ def test_identical_requests_in_flight_make_one_call(tmp_path: Path) -> None:
     assert (origins.count(Origin.PAID), origins.count(Origin.SHARED)) == (1, 99)
     assert sum(completion.receipt.total_cost for completion in completions) == PRICE_OF_ONE == house.spend.total()
     assert house.cache.get_stats()["hits"] == 99
+
+
+def test_followers_get_an_answer_that_was_stored_after_their_look(tmp_path: Path) -> None:
+    """The leader looks once more and finds it: no call, and nobody goes without."""
+    house = House(tmp_path, FakeClock(), cache=LateCache)
+    house.ask()
+    assert isinstance(house.cache, LateCache)
+    house.cache.ready = lambda: house.admission.state().in_use == 3
+    completions = _together(3, lambda _: house.ask())
+    house.close()
+    assert len(house.model.calls) == 1
+    assert sorted(completion.origin.value for completion in completions) == ["hit", "shared", "shared"]
+    assert all(completion.answer is not None for completion in completions)
 
 
 def test_the_leaders_failure_is_shared(tmp_path: Path) -> None:
