@@ -404,7 +404,7 @@ class Completions:
 
         A live stream keeps its place until Gemini's end of it is closed.
         """
-        live = LiveStream()
+        live = LiveStream(deadline + ANSWER_GRACE_SECONDS)
         key = self._key(job, caller)
         found = None if wishes.no_cache or wishes.no_store else self._cache.look_up(key, max_age=wishes.max_age)
         if found is not None:
@@ -514,10 +514,12 @@ def _read(job: Job, answer: Answer) -> tuple[str, ApiError | None]:
 class LiveStream:
     """The two ends of one streamed answer: the flow passes deltas on, the edge takes them.
 
-    `cancel` may be called at any time from the edge's thread: it ends Gemini's side at once.
+    `cancel` may be called at any time from the edge's thread: it ends Gemini's side at once. `ends_by` (monotonic) is
+    when the edge need not wait any more: Gemini's side is over by then, and only its settlement can be late.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ends_by: float) -> None:
+        self.ends_by = ends_by
         self._parts: SimpleQueue[str | Completion] = SimpleQueue()
         self._source: AnswerStream | None = None
         self._lock = threading.Lock()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Event, Semaphore
 from typing import Any
@@ -255,19 +256,19 @@ def test_an_error_before_the_first_byte_is_an_ordinary_one(
 
 
 @pytest.mark.parametrize(
-    "script",
-    [[hang()], [stream(IDLE)], [after(0.25, status(503, retry_delay="0.05s")), hang()]],
+    ("script", "seconds"),
+    [([hang()], SHORT), ([stream(IDLE)], SHORT), ([after(0.5, status(503, retry_delay="0.05s")), hang()], 1.0)],
     ids=["hang", "headers only", "hang after a retry"],
 )
 def test_the_first_byte_has_its_time_however_often_it_is_tried(
-    service: Service, gemini: ScriptedGemini, script: list[Step]
+    service: Service, gemini: ScriptedGemini, script: list[Step], seconds: float
 ) -> None:
     """GEMINI_TIMEOUT_SECONDS for all attempts together; the last of them is counted as abandoned."""
     gemini.answers(*script)
-    port = service(gemini_timeout_seconds=f"{SHORT}")
+    port = service(gemini_timeout_seconds=f"{seconds}")
     answer = post(port, TEXT, ASK | {"stream": True})
     assert (answer.status, answer.code) == (504, "upstream_timeout")
-    assert answer.seconds < SHORT + SLACK
+    assert answer.seconds < seconds + SLACK
     assert service.app.backend.admission.state().abandoned == 1
 
 
@@ -343,6 +344,23 @@ def test_no_stream_lives_longer_than_it_may(service: Service, gemini: ScriptedGe
     assert (events[-1][0], events[-1][1]["code"]) == ("error", "upstream_timeout")
     assert time.monotonic() - begun < 2 * SHORT + SLACK
     assert settled(service.app).total_cost > 0
+
+
+def test_a_ledger_that_is_held_up_holds_up_no_caller(service: Service, gemini: ScriptedGemini) -> None:
+    """What is not settled in time is no answer: the stream ends as timed out, and is settled once that can be."""
+    go_on = Event()
+    gemini.answers(stream("all ", go_on, "there"))
+    port = service(stream_max_seconds=f"{2 * SHORT}")
+    with EventStream(port, TEXT, ASK) as answer:
+        assert answer.next() == ("delta", "all ")
+        with closing(sqlite3.connect(service.app.settings.ledger_location, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            go_on.set()
+            assert answer.next() == ("delta", "there")
+            kind, told = answer.next()
+            other.execute("ROLLBACK")
+    assert (kind, told["code"]) == ("error", "upstream_timeout")
+    assert settled(service.app).status == "ok"
 
 
 def test_silence_is_broken_by_comments(

@@ -9,7 +9,7 @@ from typing import Any
 
 import errors
 from accounting.prices import format_usd
-from service import Completion, LiveStream
+from service import Completion, LiveStream, Origin
 from web.exchange import Exchange
 
 KEEP_ALIVE_SECONDS = 10.0
@@ -40,7 +40,7 @@ class Body:
 def next_part(
     exchange: Exchange, live: LiveStream, monotonic: Callable[[], float] = time.monotonic
 ) -> str | Completion | None:
-    """The next delta, or how the stream ended; None when it is time for a keep-alive.
+    """The next delta, or how the stream ended (a time-out past its `ends_by`); None when it is time for a keep-alive.
 
     A client that is seen to have left ends the stream. (waitress tells where it looks ahead, as `python app.py` has it
     do; elsewhere the next write tells.)
@@ -53,6 +53,8 @@ def next_part(
             return part
         if gone():
             return _ended(live)
+        if monotonic() > live.ends_by:
+            return Completion(Origin.NONE, error=errors.UpstreamTimeout())
     return None
 
 
