@@ -50,7 +50,7 @@ def _distinct_keys(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str],
     if len({name for name, _ in pairs}) < len(pairs) or len({secret for _, secret in pairs}) < len(pairs):
         raise ValueError("must not repeat a name or a secret")
     if "admin" in dict(pairs):
-        raise ValueError("must not name a key 'admin': the admin key's is ADMIN_API_KEY")
+        raise ValueError("must not name a key 'admin': that is the name of ADMIN_API_KEY")
     return pairs
 
 
@@ -255,7 +255,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | 
     """
     from_file = dotenv_values(env_file, interpolate=False) if env_file and env_file.is_file() else {}
     given = dict(_given({**from_file, **(os.environ if environ is None else environ)}))
-    problems = list(_half_a_price(given))
+    problems = [*_half_a_price(given), *_admin_key_given_away(given)]
     try:
         settings = Settings.model_validate(given)
     except ValidationError as error:
@@ -268,6 +268,13 @@ def load_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | 
 def _half_a_price(given: Mapping[str, str]) -> Iterator[str]:
     if ("input_price_per_million" in given) != ("output_price_per_million" in given):
         yield "INPUT_PRICE_PER_MILLION, OUTPUT_PRICE_PER_MILLION: must both be set, or neither"
+
+
+def _admin_key_given_away(given: Mapping[str, str]) -> Iterator[str]:
+    admin_key = given.get("admin_api_key")
+    secrets = [part.partition(":")[2].strip() for part in given.get("api_keys", "").split(",")]
+    if admin_key and admin_key in secrets:
+        yield "ADMIN_API_KEY, API_KEYS: must not hold the same secret"
 
 
 def _given(texts: Mapping[str, str | None]) -> list[tuple[str, str]]:

@@ -48,6 +48,8 @@ def test_all_problems_are_told_at_once_and_no_value_of_a_secret() -> None:
         {"api_keys": "a b:secret"},
         {"api_keys": "alice:one,alice:two"},
         {"api_keys": "alice:same,bob:same"},
+        {"api_keys": "admin:secret"},
+        {"api_keys": "alice:same", "admin_api_key": "same"},
         {"rate_limits": "60/fortnight"},
         {"gemini_api_endpoint": "127.0.0.1:9100"},
         {"gemini_model": "a model"},
