@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 
 from benchmarks import tables
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         for rows in (options.rows // 100, options.rows):
             fill(ledger, written, rows)
             written = rows
-            for line in (*over_http(Path(folder), rows), *from_the_command_line(ledger, rows)):
+            for line in chain(over_http(Path(folder), rows), from_the_command_line(ledger, rows)):
                 print(line, flush=True)
 
 
