@@ -65,6 +65,7 @@ class ServiceCollector(Collector):
         yield from self._cache()
         yield from self._limiter(observed)
         yield from self._breaker()
+        yield from self._redis()
         yield from self._admission()
         yield from self._ledger()
         yield from self._log()
@@ -89,6 +90,14 @@ class ServiceCollector(Collector):
         yield _counter("limiter_evictions", "Clients that had to go for others", stats["evictions"])
         yield _counter("limiter_rejections", "Requests answered with 429", rejected)
 
+    def _redis(self) -> Iterator[Metric]:
+        redis = self._backend.redis
+        if redis is not None:
+            health = redis.health()
+            yield _gauge("redis_up", "1 while Redis answers in time", health.up)
+            yield _counter("redis_failures", "Questions that Redis did not answer in time", health.failures)
+            yield _counter("redis_refused", "Questions not asked, because Redis was away", health.refused)
+
     def _breaker(self) -> Iterator[Metric]:
         breaker = self._backend.breaker.snapshot()
         states = GaugeMetricFamily("mtllm_breaker_state", "1 for the state that holds", labels=["state"])
@@ -105,6 +114,7 @@ class ServiceCollector(Collector):
         yield _gauge("admission_places", "Requests that may wait for Gemini at once", state.places)
         yield _gauge("admission_in_use", "Requests that wait for Gemini", state.in_use)
         yield _counter("admission_shed", "Requests refused because no place was free", state.shed)
+        yield _counter("admission_abandoned", "Calls given up while Gemini was still at them", state.abandoned)
 
     def _ledger(self) -> Iterator[Metric]:
         health = self._backend.ledger.health()

@@ -146,7 +146,7 @@ class Readiness(Body):
     status: Literal["ready", "degraded", "unavailable"]
     """The worst of the checks: `degraded` still serves, `unavailable` comes with 503."""
     checks: dict[str, Check]
-    """By name: backend, ledger, logs, draining, breaker, and more where more is configured."""
+    """By name: backend, ledger, logs, disk, draining, breaker, and more where more is configured."""
 
 
 class TokenSums(Body):
@@ -322,6 +322,8 @@ class AdmissionFigures(Body):
     places: int = Field(ge=1)
     shed: int = Field(ge=0)
     """Requests refused since the start because no place was free."""
+    abandoned: int = Field(ge=0)
+    """Calls given up since the start while Gemini was still at them: at the deadline, or with their stream's client."""
 
 
 class SeenError(Body):
@@ -366,6 +368,17 @@ class ServiceFigures(Body):
     """It is shutting down."""
 
 
+class RedisFigures(Body):
+    """How the link to Redis stands."""
+
+    up: bool
+    """It answers in time; else cache, limits and total are this process's own."""
+    failures: int = Field(ge=0)
+    """Questions that it did not answer in time, since the process started."""
+    refused: int = Field(ge=0)
+    """Questions that were not asked because it was away."""
+
+
 class Statistics(Body):
     """The figures of the service."""
 
@@ -385,6 +398,8 @@ class Statistics(Body):
     """The code seen last comes first."""
     caller: CallerFigures
     service: ServiceFigures
+    redis_stats: RedisFigures | None = None
+    """With REDIS_URL only."""
 
 
 class UsageOfGroup(Body):
