@@ -95,6 +95,9 @@ def test_a_server_that_strips_the_header_is_told_of_once(start: Start, tmp_path:
 
 # Keys
 
+REREAD = 2.0 + 3.0
+"""Seconds within which a changed file counts, and what a busy machine may add."""
+
 
 def entry(name: str, secret: str, **more: Any) -> str:
     digest = hashlib.sha256(secret.encode()).hexdigest()
@@ -121,7 +124,7 @@ def test_keys_change_while_the_service_runs(start: Start, tmp_path: Path) -> Non
     assert [status_of(process, secret) for secret in ("old", "new", "named", "")] == [200, 401, 200, 401]
 
     replace(file, entry("alice", "new"))
-    assert eventually(lambda: status_of(process, "new") == 200, seconds=2)
+    assert eventually(lambda: status_of(process, "new") == 200, seconds=REREAD)
     assert [status_of(process, secret) for secret in ("old", "named")] == [401, 200]
 
     replace(file, "[[key]]\nname = 'mallory'\nsha256 = 'short'\ncanary = 1")
@@ -132,7 +135,7 @@ def test_keys_change_while_the_service_runs(start: Start, tmp_path: Path) -> Non
     assert "short" not in problem
 
     replace(file, "")
-    assert eventually(lambda: status_of(process, "new") == 401, seconds=2)
+    assert eventually(lambda: status_of(process, "new") == 401, seconds=REREAD)
     assert status_of(process, "named") == 200
 
 
@@ -147,7 +150,7 @@ def test_a_key_has_limits_and_a_budget_of_its_own(start: Start, tmp_path: Path, 
     assert gemini.count == 1
 
     replace(file, entry("alice", "new", rate_limits="3/hour") + entry("bob", "b"))
-    assert eventually(lambda: status_of(process, "new") == 200, seconds=2)
+    assert eventually(lambda: status_of(process, "new") == 200, seconds=REREAD)
     assert [asked(process, "x", X_API_Key="new").status for _ in range(2)] == [200, 429]
     assert asked(process, "y", X_API_Key="b").status == 200
 
@@ -159,7 +162,7 @@ def test_a_service_whose_keys_file_is_missing_is_closed(start: Start, tmp_path: 
     assert asked(process, "x").status == 401
     assert get(process.port, "/health").status == 200
     replace(file, entry("alice", "secret"))
-    assert eventually(lambda: status_of(process, "secret") == 200, seconds=2)
+    assert eventually(lambda: status_of(process, "secret") == 200, seconds=REREAD)
     assert eventually(lambda: operations(tmp_path))
     process.signal()
     assert "API_KEYS_FILE" in process.errors()
