@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import socketserver
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -123,6 +125,8 @@ class Fault:
     """Requests that fail before the one that is looked at."""
 
 
+NO_TLS = "https://"
+"""Stands for an endpoint where somebody speaks, and not TLS."""
 IN_A_HURRY = {"gemini_timeout_seconds": f"{SHORT}"}
 LABELS = {"text": "Which one?", "categories": ["this", "that"]}
 
@@ -134,7 +138,7 @@ FAULTS = {
     "Status 429 per day": Fault(status(429, quota_id=PER_DAY)),
     "Breaker open": Fault(status(504), failures_before=5),
     "Connection refused": Fault(settings={"gemini_api_endpoint": f"http://127.0.0.1:{free_port()}"}),
-    "Connection TLS failure": Fault(settings={"gemini_api_endpoint": "https"}),
+    "Connection TLS failure": Fault(settings={"gemini_api_endpoint": NO_TLS}),
     "Connection cut before the first byte": Fault(cut(0)),
     "Connection cut in the answer": Fault(cut(150)),
     "Time hang": Fault(hang(), IN_A_HURRY),
@@ -179,6 +183,23 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "BASE_SECONDS", 0.01)
 
 
+class _Refusal(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        self.request.recv(1)
+        self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+@pytest.fixture(scope="module")
+def no_tls() -> Iterator[str]:
+    """The https URL of a server that answers a handshake in plain HTTP."""
+    with socketserver.TCPServer(("127.0.0.1", 0), _Refusal) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"https://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
 def test_every_row_has_its_fault_and_every_fault_its_row() -> None:
     """The table and the tests name the same."""
     assert ROWS.keys() == FAULTS.keys()
@@ -193,11 +214,13 @@ def test_every_row_has_its_fault_and_every_fault_its_row() -> None:
         if not (streamed and FAULTS[fault].task == CLASSIFY)  # which does not stream
     ],
 )
-def test_a_fault_is_what_the_table_says(make_app: MakeApp, gemini: ScriptedGemini, fault: str, streamed: bool) -> None:
+def test_a_fault_is_what_the_table_says(
+    make_app: MakeApp, gemini: ScriptedGemini, no_tls: str, fault: str, streamed: bool
+) -> None:
     """To the client, in the ledger, in the cache and in the logs."""
     row, case = ROWS[fault], FAULTS[fault]
     gemini.answers(*[case.step] * 10)
-    app = make_app(real_time=True, **_settings(case, gemini))
+    app = make_app(real_time=True, **_settings(case, no_tls))
     client = app.test_client()
     for number in range(case.failures_before):
         client.post(TEXT, json={"prompt": f"{number}"})
@@ -213,10 +236,10 @@ def test_a_fault_is_what_the_table_says(make_app: MakeApp, gemini: ScriptedGemin
     _check_the_logs(row, app)
 
 
-def _settings(case: Fault, gemini: ScriptedGemini) -> dict[str, str]:
+def _settings(case: Fault, no_tls: str) -> dict[str, str]:
     settings = {"gemini_max_attempts": f"{ATTEMPTS}", "ledger_sync": "normal"} | case.settings
-    if settings.get("gemini_api_endpoint") == "https":
-        settings["gemini_api_endpoint"] = gemini.url.replace("http:", "https:")
+    if settings.get("gemini_api_endpoint") == NO_TLS:
+        settings["gemini_api_endpoint"] = no_tls
     return settings
 
 
