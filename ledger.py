@@ -133,7 +133,7 @@ class Ledger:
         Raises BudgetExceeded, and records nothing, when one of `budgets` cannot cover the reservation on the UTC day
         of the attempt. Exact under any concurrency, of processes too.
         """
-        return self._submit(lambda books: books.open(attempt, budgets))
+        return self._submit(lambda books: books.open(attempt, budgets))()
 
     def settle(self, row_id: int, settlement: Settlement) -> None:
         """Put the end of attempt `row_id` on disk. Counts once however often it is called, late ones included."""

@@ -12,10 +12,10 @@ Everything is filed under the row's own timestamp, never under the time of settl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from errors import BudgetExceeded, LedgerUnavailable
-from stores.engine import Connection, Engine
+from stores.engine import Connection, Engine, Row
 from stores.records import OK, Attempt, Budget, BudgetState, Hit, Settlement, scopes_of
 
 MICROSECONDS = 1_000_000
@@ -167,13 +167,14 @@ class Books:
         self._counts: dict[_Place, Counts] = {}
         self._budgets: dict[tuple[int, str], BudgetState] = {}
         self._budget_changes: dict[tuple[int, str], BudgetState] = {}
+        self._settled: list[tuple[Settlement, Sequence[Row]]] = []
 
-    def open(self, attempt: Attempt, budgets: tuple[Budget, ...]) -> int:
-        """Insert the row of `attempt` with its reservation; its id. Raises BudgetExceeded."""
+    def open(self, attempt: Attempt, budgets: tuple[Budget, ...]) -> Callable[[], int]:
+        """Insert the row of `attempt` with its reservation; its id, to be asked after the commit. Raises BudgetExceeded."""
         at = micros(attempt.timestamp)
         for budget in budgets:
             self._check(budget, at, attempt.reserved)
-        [(row_id,)] = self._connection.execute(
+        rows = self._connection.execute(
             _INSERT_OPEN,
             (
                 at,
@@ -189,7 +190,7 @@ class Books:
             ),
         )
         self._spend(at, attempt.key, 0, attempt.reserved)
-        return int(row_id)
+        return lambda: int(rows[0][0])
 
     def settle(self, row_id: int, end: Settlement) -> None:
         """Write how the attempt ended, unless that is written already."""
@@ -213,18 +214,7 @@ class Books:
                 row_id,
             ),
         )
-        for at, task, client, key, bound, reserved in rows:
-            self._spend(at, key, end.total_cost, reserved - bound)
-            counts = (
-                int(end.status == OK),
-                0,
-                end.input_tokens,
-                end.output_tokens,
-                end.total_cost,
-                0,
-                int(end.unpriced),
-            )
-            self._count((_minute_of(at), task, client, end.model), counts)
+        self._settled.append((end, rows))
 
     def add_hits(self, hits: Sequence[Hit]) -> None:
         """Insert the rows of `hits`. Statements of many rows, since each one lets go of the interpreter's lock."""
@@ -273,6 +263,7 @@ class Books:
 
     def finish(self) -> None:
         """Write the sums. In a fixed order, so that two processes never wait for each other's rows crosswise."""
+        self._count_settled()
         rollups: dict[tuple[int, int], Counts] = {}
         hours: dict[_Place, Counts] = {}
         for (minute, task, client, model), counts in self._counts.items():
@@ -290,6 +281,7 @@ class Books:
 
     def _check(self, budget: Budget, at: int, amount: int) -> None:
         """Raises BudgetExceeded if `amount` does not fit; the day's row stays locked until the commit."""
+        self._count_settled()
         key = (day_of(at), budget.scope)
         if key not in self._budgets:
             [row] = self._connection.execute(_LOCK_BUDGET_DAY, (*key, 0, 0))
@@ -297,6 +289,16 @@ class Books:
         spent, reserved = _both(self._budgets[key], self._budget_changes.get(key, _UNCHANGED))
         if spent + reserved + amount > budget.limit:
             raise BudgetExceeded(retry_after=DAY - at % (DAY * MICROSECONDS) / MICROSECONDS)
+
+    def _count_settled(self) -> None:
+        """Count what was settled so far: which rows those were is known only when they have come."""
+        settled, self._settled = self._settled, []
+        for end, rows in settled:
+            paid = (end.input_tokens, end.output_tokens, end.total_cost)
+            counts = (int(end.status == OK), 0, *paid, 0, int(end.unpriced))
+            for at, task, client, key, bound, reserved in rows:
+                self._spend(at, key, end.total_cost, reserved - bound)
+                self._count((_minute_of(at), task, client, end.model), counts)
 
     def _spend(self, at: int, key: str | None, spent: int, reserved: int) -> None:
         for scope in scopes_of(key):

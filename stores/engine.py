@@ -21,8 +21,12 @@ class Connection(Protocol):
     def rollback(self) -> None:
         """Undo the transaction, if there is one."""
 
-    def execute(self, sql: str, parameters: Sequence[Value] = ()) -> list[Row]:
-        """Run one statement; all its rows."""
+    def execute(self, sql: str, parameters: Sequence[Value] = ()) -> Sequence[Row]:
+        """Run one statement; all its rows.
+
+        In a transaction it may be that the statement is sent, and its rows come, when they are looked at or at the
+        commit, so that many statements share a way to the database; its failure is raised then.
+        """
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
         """Run one statement for each of `rows`."""

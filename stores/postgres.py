@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from functools import cache
 from typing import Any, Literal, TypeVar, cast
 
@@ -67,43 +68,62 @@ _UNAVAILABLE = (
 
 
 class PostgresConnection:
-    """See `stores.engine.Connection`. What a restart of the server has cut is connected again where nothing is lost."""
+    """See `stores.engine.Connection`. What a restart of the server has cut is connected again where nothing is lost.
+
+    The statements of a transaction are sent without waiting for the answers to those before (libpq's pipeline mode): it
+    takes two round trips, and one more for each time that somebody looks at rows.
+    """
 
     def __init__(self, connect: Callable[[], _Impatient]) -> None:
         self._connect = connect
         self._raw = connect()
+        self._transaction: ExitStack | None = None
+        self._sent: list[_Rows] = []
 
     def begin(self, *, schema: bool = False) -> None:
         """Take the ledger's lock: what is read under it stays true until the commit, whoever else writes."""
         self._anew_if_cut(lambda: self._raw.execute(_BEGIN_SCHEMA if schema else _BEGIN))
+        self._transaction, self._sent = ExitStack(), []
+        self._transaction.enter_context(self._raw.pipeline())
 
     def commit(self) -> None:
         """See Connection. Raises when the answer is lost, though the server may have committed by then."""
         self._raw.execute("COMMIT")
+        self._end()
+        for rows in self._sent:
+            rows.fetch()
 
     def rollback(self) -> None:
         """See Connection. The server has already rolled back what was cut."""
-        if not self._raw.closed:
-            self._raw.execute("ROLLBACK")
+        if self._raw.closed:
+            self._transaction = None
+            return
+        with suppress(psycopg.Error):
+            self._end()
+        self._raw.execute("ROLLBACK")
 
-    def execute(self, sql: str, parameters: Sequence[Value] = ()) -> list[Row]:
+    def execute(self, sql: str, parameters: Sequence[Value] = ()) -> Sequence[Row]:
         """See Connection."""
-        if self._raw.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS:
-            return self._run(sql, parameters)
-        return self._anew_if_cut(lambda: self._run(sql, parameters))
+        if self._transaction is None:
+            return self._anew_if_cut(lambda: _Rows(self._raw.execute(_with_places(sql), parameters)).fetch())
+        rows = _Rows(self._raw.execute(_with_places(sql), parameters))
+        self._sent.append(rows)
+        return rows
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
-        """See Connection. One round trip for all rows."""
-        with self._raw.cursor() as cursor:
-            cursor.executemany(_with_places(sql), rows)
+        """See Connection."""
+        for row in rows:
+            self._raw.execute(_with_places(sql), row)
 
     def close(self) -> None:
         """See Connection."""
         self._raw.close()
 
-    def _run(self, sql: str, parameters: Sequence[Value]) -> list[Row]:
-        cursor = self._raw.execute(_with_places(sql), parameters)
-        return cursor.fetchall() if cursor.description else []
+    def _end(self) -> None:
+        """Wait for the answers to all that was sent; raises the first failure among them."""
+        transaction, self._transaction = self._transaction, None
+        if transaction is not None:
+            transaction.close()
 
     def _anew_if_cut(self, start: Callable[[], T]) -> T:
         """`start()`, a second time over a new connection when the first turns out to have been cut while it rested."""
@@ -114,6 +134,32 @@ class PostgresConnection:
                 raise
             self._raw = self._connect()
             return start()
+
+
+class _Rows(Sequence[Row]):
+    """The rows of a statement that may still be under way; looking at them waits for them."""
+
+    def __init__(self, cursor: psycopg.Cursor[Row]) -> None:
+        self._cursor: psycopg.Cursor[Row] | None = cursor
+        self._rows: list[Row] = []
+
+    def __len__(self) -> int:
+        return len(self.fetch())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.fetch()[index]
+
+    def fetch(self) -> list[Row]:
+        """All of them; afterwards they are here, whatever becomes of the connection."""
+        cursor, self._cursor = self._cursor, None
+        if cursor is not None:
+            self._rows = cursor.fetchall() if _has_rows(cursor) else []
+        return self._rows
+
+
+def _has_rows(cursor: psycopg.Cursor[Row]) -> bool:
+    """Whether the statement is one that returns rows, once that is known."""
+    return cursor.pgresult is None or cursor.description is not None
 
 
 class PostgresEngine:

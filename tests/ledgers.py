@@ -162,7 +162,7 @@ class FaultyConnection:
             raise self.engine.rollback_fault
         self.inner.rollback()
 
-    def execute(self, sql: str, parameters: Sequence[Value] = ()) -> list[Row]:
+    def execute(self, sql: str, parameters: Sequence[Value] = ()) -> Sequence[Row]:
         return self.inner.execute(sql, parameters)
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:

@@ -93,7 +93,7 @@ class TestEngine:
         with closing(engine.connect()) as one, closing(engine.connect()) as other:
             one.begin()
             other.begin()
-            with pytest.raises(psycopg.Error, match="idle-in-transaction") as cut:
+            with pytest.raises(psycopg.Error) as cut:
                 one.commit()
             assert engine.unavailable(cut.value)
 

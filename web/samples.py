@@ -71,7 +71,7 @@ STATISTICS = {
     "token_estimate": {"samples": 2, "input_ratio": 0.92, "output_ratio": 1.04, "dropped": 0},
     "budget": {"limit": 5.0, "spent": 0.0000168, "reserved": 0.0},
     "breaker": {"state": "closed", "consecutive_failures": 1, "retry_in_seconds": 0.0, "times_opened": 0},
-    "admission": {"in_use": 0, "places": 31, "shed": 0},
+    "admission": {"in_use": 0, "places": 31, "shed": 0, "abandoned": 0},
     "last_errors": [
         {
             "code": "upstream_timeout",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,11 @@ BODY_LIMITS = 4
 """waitress refuses bodies in words of its own; its limit lies so many times above ours, whose answer is JSON."""
 
 
+CONNECTIONS = 1000
+DESCRIPTORS = 4 * CONNECTIONS
+"""Open files that a full house needs, with room for calls to Gemini, logs and ledger."""
+
+
 class CannotServeError(Exception):
     """The address cannot be listened on; the text says why."""
 
@@ -26,6 +32,7 @@ def serve(app: Api) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises CannotServeError."""
     settings = app.settings
     quiet_waitress_queue()
+    _allow_descriptors()
     server = _listening(app, settings)
     try:
         print("\n".join(banner(app, _addresses(server))), flush=True)
@@ -39,6 +46,14 @@ def serve(app: Api) -> None:
         app.backend.close()
 
 
+def _allow_descriptors() -> None:
+    """Raise the soft limit of open files as far as the connections and all else may need, where the hard one lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _listening(app: Api, settings: Settings) -> Any:
     try:
         return create_server(
@@ -46,7 +61,7 @@ def _listening(app: Api, settings: Settings) -> Any:
             host=settings.host,
             port=settings.port,
             threads=settings.threads,
-            connection_limit=1000,
+            connection_limit=CONNECTIONS,
             channel_timeout=30,
             channel_request_lookahead=1,  # a client that leaves is noticed while its stream is silent
             asyncore_use_poll=True,  # select() ends at 1,024 descriptors
