@@ -170,7 +170,7 @@ class Books:
         self._settled: list[tuple[Settlement, Sequence[Row]]] = []
 
     def open(self, attempt: Attempt, budgets: tuple[Budget, ...]) -> Callable[[], int]:
-        """Insert the row of `attempt` with its reservation; its id, to be asked after the commit. Raises BudgetExceeded."""
+        """Insert the row of `attempt` with its reservation; its id, known after the commit. Raises BudgetExceeded."""
         at = micros(attempt.timestamp)
         for budget in budgets:
             self._check(budget, at, attempt.reserved)

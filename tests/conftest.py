@@ -43,3 +43,20 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """One Chromium for the whole run."""
     with chromium(tmp_path_factory.mktemp("chromium")) as opened:
         yield opened
+
+
+class _Refusal(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        self.request.recv(1)
+        self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+@pytest.fixture(scope="session")
+def no_tls() -> Iterator[str]:
+    """The https URL of a server that answers a handshake in plain HTTP."""
+    with socketserver.TCPServer(("127.0.0.1", 0), _Refusal) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"https://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()

@@ -63,9 +63,7 @@ class FakeModel:
             raise answer
         return answer
 
-    def stream(
-        self, instruction: Instruction, *, gap_seconds: float, deadline: float, first_seconds: float
-    ) -> Any:
+    def stream(self, instruction: Instruction, *, gap_seconds: float, deadline: float, first_seconds: float) -> Any:
         raise NotImplementedError("streams are tested at the wire")
 
     def _wait(self) -> None:

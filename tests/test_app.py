@@ -301,7 +301,7 @@ def test_who_may_do_what(
     guarded: FlaskClient, method: str, path: str, anonymous: int, with_key: int, with_admin: int
 ) -> None:
     """The access table."""
-    body = {"json": {"prompt": "x"}} if method == "POST" else {}
+    body: dict[str, Any] = {"json": {"prompt": "x"}} if method == "POST" else {}
 
     def asked(headers: dict[str, str]) -> int:
         return guarded.open(path, method=method, headers=headers, **body).status_code

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socketserver
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -181,23 +179,6 @@ def imported() -> None:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits that nobody asked for are short."""
     monkeypatch.setattr(retry, "BASE_SECONDS", 0.01)
-
-
-class _Refusal(socketserver.BaseRequestHandler):
-    def handle(self) -> None:
-        self.request.recv(1)
-        self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-
-@pytest.fixture(scope="module")
-def no_tls() -> Iterator[str]:
-    """The https URL of a server that answers a handshake in plain HTTP."""
-    with socketserver.TCPServer(("127.0.0.1", 0), _Refusal) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield f"https://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
 
 
 def test_every_row_has_its_fault_and_every_fault_its_row() -> None:

@@ -47,7 +47,7 @@ def serve(app: Api) -> None:
 
 
 def _allow_descriptors() -> None:
-    """Raise the soft limit of open files as far as the connections and all else may need, where the hard one lets us."""
+    """Raise the soft limit of open files to what connections and all else may need, where the hard one lets us."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
