@@ -1,7 +1,9 @@
-"""Fixtures that many tests share: the databases that a ledger can lie in, and a browser."""
+"""Fixtures that many tests share: the databases that a ledger can lie in, a browser, a server without TLS."""
 
 from __future__ import annotations
 
+import socketserver
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
