@@ -192,8 +192,10 @@ def test_a_model_without_a_price_is_marked_everywhere(
     assert (row["unpriced"], row["total_cost"], row["output_price"]) == (True, "0.000000000", None)
     assert stats_of(app)["overall_stats"]["unpriced_requests_all_time"] == 1
     assert "gemini-99" not in capsys.readouterr().err
-    make_app(gemini_model="gemini-99")
+    badly_set = make_app(gemini_model="gemini-99")
     assert "gemini-99" in capsys.readouterr().err
+    badly_set.backend.logger.flush()
+    assert "unpriced_model" in (badly_set.settings.log_dir / "api_errors.log").read_text()
 
 
 def test_both_price_settings_hold_for_every_model(make_app: MakeApp, gemini: ScriptedGemini) -> None:

@@ -129,6 +129,12 @@ class Backend:
             report=self._reporter("ledger_upkeep"),
             clock=clock,
         )
+        if self.till.price_of(settings.gemini_model, clock()) is None:
+            self._report(
+                "unpriced_model",
+                f"No price is known for the model {settings.gemini_model}: calls are recorded as unpriced, at $0,"
+                " and refused where there is a budget. Add it to PRICES_FILE, or set both price settings.",
+            )
         self.breaker = CircuitBreaker(monotonic=monotonic)
         self.model = _model(settings)
         self._closing = threading.Event()
@@ -152,11 +158,6 @@ class Backend:
         if self.keys.open:
             told.append(
                 "No API keys are set, so whoever reaches this service may use it. Set API_KEYS or API_KEYS_FILE."
-            )
-        if self.till.price_of(self.settings.gemini_model, self.clock()) is None:
-            told.append(
-                f"No price is known for the model {self.settings.gemini_model}: calls are recorded as unpriced, at $0,"
-                " and refused where there is a budget. Add it to PRICES_FILE, or set both price settings."
             )
         return told
 
