@@ -44,7 +44,7 @@ class Case:
         threads = str(THREADS)
         if self.server == "granian":
             return ["-m", "granian", "--interface=wsgi", "--workers", str(self.workers), "--blocking-threads", threads]
-        return ["-m", "gunicorn", "--threads", threads, "-w", str(self.workers)]
+        return ["-m", "gunicorn", "--threads", threads, "-w", str(self.workers), "--keep-alive=60"]
 
     def address(self, port: int) -> list[str]:
         """The arguments that say where to listen."""
@@ -59,7 +59,7 @@ class Case:
 CASES = (
     *(Case("gunicorn", workers, redis) for redis in (False, True) for workers in (1, 2, 4)),
     *(Case("gunicorn", workers, True, True) for workers in (1, 2, 4)),
-    *(Case("granian", workers) for workers in (1, 2)),
+    *(Case("granian", workers) for workers in (1, 4)),
 )
 
 
