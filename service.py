@@ -13,16 +13,12 @@ store, land the flight
 
 from __future__ import annotations
 
-import enum
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
 from functools import partial
-from queue import Empty, SimpleQueue
-from typing import Protocol
 
 from accounting.till import ABANDONED, NOTHING, Caller, Charge, Entry, Receipt, Till
 from errors import (
@@ -39,94 +35,18 @@ from errors import (
     UpstreamTimeout,
     caused_by,
 )
+from flow.completion import CacheWishes, Completion, Origin
+from flow.live_stream import LiveStream
+from flow.ports import AnswerCache, AnswerStream, Model
 from lru_cache import Found, StoredAnswer
 from resilience.admission import Admission
 from resilience.breaker import CircuitBreaker
 from resilience.flights import Flights
 from resilience.retry import Retrier
-from tasks import Answer, Instruction, Job, rendered
+from tasks import Answer, Job, rendered
 
 ANSWER_GRACE_SECONDS = 0.1
 """A call is ended at its deadline; its caller waits so much longer for the settlement."""
-
-
-class AnswerStream(Protocol):
-    """An answer that is still coming: deltas while it is iterated, the whole `answer` when that ends."""
-
-    @property
-    def answer(self) -> Answer: ...
-
-    def __iter__(self) -> Iterator[str]: ...
-    def __next__(self) -> str: ...
-    def partial_answer(self) -> Answer: ...
-    def cancel(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class Model(Protocol):
-    """What the flow needs of a model. `deadline` is in monotonic seconds; failures are `UpstreamFailure`s."""
-
-    def generate(self, instruction: Instruction, *, deadline: float) -> Answer: ...
-    def stream(
-        self, instruction: Instruction, *, gap_seconds: float, deadline: float, first_seconds: float
-    ) -> AnswerStream: ...
-
-
-class AnswerCache(Protocol):
-    """What the flow needs of the response cache: this process's, or one shared by many."""
-
-    def look_up(self, key: bytes, *, max_age: float | None = None) -> Found | None: ...
-    def look_up_stale(self, key: bytes) -> Found | None: ...
-    def store(self, key: bytes, answer: StoredAnswer) -> None: ...
-    def count_shared_hit(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class CacheWishes:
-    """What the caller's Cache-Control asks (RFC 9111, section 5.2.1)."""
-
-    no_cache: bool = False
-    no_store: bool = False
-    only_if_cached: bool = False
-    max_age: float | None = None
-
-
-class Origin(enum.Enum):
-    """Where an answer came from."""
-
-    HIT = "hit"
-    STALE = "stale"
-    SHARED = "shared"
-    PAID = "paid"
-    NONE = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """How one request ended: an answer or an error, and what it cost.
-
-    For a hit the receipt has the stored answer's tokens and no costs; `saved` is what it would have cost
-    (nano-dollars).
-    `age` and `ttl` are seconds; a negative ttl is a stale answer's. `kept`: the answer was stored.
-    """
-
-    origin: Origin
-    receipt: Receipt = NOTHING
-    answer: StoredAnswer | None = None
-    error: ApiError | None = None
-    saved: int = 0
-    age: float = 0.0
-    ttl: float = 0.0
-    kept: bool = False
-    queue_seconds: float = 0.0
-
-    @property
-    def cached(self) -> bool:
-        """The caller pays nothing for this answer."""
-        return self.origin in _FREE
-
-
-_FREE = frozenset({Origin.HIT, Origin.STALE, Origin.SHARED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -509,51 +429,3 @@ def _read(job: Job, answer: Answer) -> tuple[str, ApiError | None]:
         return job.task.read(job.instruction, answer), None
     except UpstreamInvalidAnswer as failure:
         return "", failure
-
-
-class LiveStream:
-    """The two ends of one streamed answer: the flow passes deltas on, the edge takes them.
-
-    `cancel` may be called at any time from the edge's thread: it ends Gemini's side at once. `ends_by` (monotonic) is
-    when the edge need not wait any more: Gemini's side is over by then, and only its settlement can be late.
-    """
-
-    def __init__(self, ends_by: float) -> None:
-        self.ends_by = ends_by
-        self._parts: SimpleQueue[str | Completion] = SimpleQueue()
-        self._source: AnswerStream | None = None
-        self._lock = threading.Lock()
-        self.begun = False
-        self.cancelled = threading.Event()
-
-    def next(self, timeout: float) -> str | Completion | None:
-        """The next delta, or how the stream ended; None when neither came within `timeout` seconds."""
-        try:
-            return self._parts.get(timeout=timeout)
-        except Empty:
-            return None
-
-    def cancel(self) -> None:
-        """The client has gone: nothing more is wanted."""
-        with self._lock:
-            self.cancelled.set()
-            source = self._source
-        if source is not None:
-            source.cancel()
-
-    def fed_by(self, source: AnswerStream) -> None:
-        """Name where the deltas come from, so that it can be cancelled."""
-        with self._lock:
-            self._source = source
-            cancelled = self.cancelled.is_set()
-        if cancelled:
-            source.cancel()
-
-    def pass_on(self, delta: str) -> None:
-        """Hand a delta to the edge."""
-        self.begun = True
-        self._parts.put(delta)
-
-    def end(self, completion: Completion) -> None:
-        """Hand the edge how it ended; nothing comes after it."""
-        self._parts.put(completion)

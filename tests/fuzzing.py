@@ -24,9 +24,9 @@ from app import Api
 from audit.redaction import MASK, redact
 from config import Settings, SettingsError, load_settings
 from errors import InvalidJson, InvalidRequest
+from flow.completion import CacheWishes
 from rate_limiter import Limit, parse_limits
 from security import inspect
-from service import CacheWishes
 from tasks import TASKS, Job, parse
 from tests.raw_http import RawAnswer, call_wsgi, connect
 from upstream.failures import parse_duration

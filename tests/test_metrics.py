@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app import Api
 from enhanced_logging import RequestEvent
 from errors import LedgerUnavailable
-from service import Origin
+from flow.completion import Origin
 from tests.fakes import FakeClock
 from tests.scripted_gemini import ScriptedGemini, status, text
 from web.metrics import MODELS_NAMED, OTHER, UNKNOWN_MODEL, Histogram, Metrics

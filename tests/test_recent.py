@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 
 from app import Api
 from enhanced_logging import RequestEvent
-from service import Origin
+from flow.completion import Origin
 from tests.scripted_gemini import ScriptedGemini, status
 from web.recent import ERRORS_KEPT, TIMES_KEPT, Recent
 

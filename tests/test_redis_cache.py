@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from flow.ports import AnswerCache
 from lru_cache import ResponseCache, StoredAnswer
-from service import AnswerCache
 from stores.redis_cache import TieredCache, decoded, encoded
 from stores.redis_link import Connections, RedisLink
 from tests.fakes import FakeClock

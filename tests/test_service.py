@@ -23,12 +23,13 @@ from errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from flow.completion import CacheWishes, Completion, Origin
 from ledger import Budget, Ledger, open_ledger
 from lru_cache import Found, ResponseCache
 from resilience.admission import Admission
 from resilience.breaker import CircuitBreaker
 from resilience.retry import Retrier, RetryBudget
-from service import CacheWishes, Completion, Completions, Origin
+from service import Completions
 from tasks import TASK_BY_NAME, Answer, Job, TokenUsage, parse
 from tests.fakes import FakeClock, FakeModel
 from tests.ledgers import until

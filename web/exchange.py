@@ -7,8 +7,8 @@ from typing import Any
 from audit.findings import Finding
 from enhanced_logging import RequestEvent
 from errors import ApiError
+from flow.completion import Completion, Origin
 from rate_limiter import Verdict
-from service import Completion, Origin
 from tasks import Job, Task
 from web import headers
 from web.access import ApiKey

@@ -24,8 +24,8 @@ from accounting.export import rfc3339
 from accounting.prices import dollars
 from enhanced_logging import redact
 from errors import RateLimited
+from flow.completion import Origin
 from ledger import SERVICE_SCOPE
-from service import Origin
 from tasks import TASKS
 from web.access import ApiKey
 from web.backend import Backend

@@ -8,8 +8,8 @@ from math import ceil
 from random import Random
 
 from accounting.prices import format_usd
+from flow.completion import CacheWishes, Completion, Origin
 from rate_limiter import Verdict, limit_header, policy_header
-from service import CacheWishes, Completion, Origin
 
 Headers = list[tuple[str, str]]
 

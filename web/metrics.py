@@ -17,7 +17,7 @@ from flask import Flask, Response, request
 from werkzeug.routing import Map
 
 from enhanced_logging import RequestEvent
-from service import Origin
+from flow.completion import Origin
 from web.backend import Backend
 from web.lifecycle import Lifecycle
 

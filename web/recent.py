@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from enhanced_logging import RequestEvent
-from service import Origin
+from flow.completion import Origin
 
 TIMES_KEPT = 1000
 ERRORS_KEPT = 5

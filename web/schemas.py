@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from flow.completion import Origin
 from ledger import GroupBy
 from resilience.breaker import State
-from service import Origin
 from tasks import FinishReason, Task
 
 _SIX_DECIMALS = r"^[0-9]+\.[0-9]{6}$"

@@ -9,7 +9,8 @@ from typing import Any
 
 import errors
 from accounting.prices import format_usd
-from service import Completion, LiveStream, Origin
+from flow.completion import Completion, Origin
+from flow.live_stream import LiveStream
 from web.exchange import Exchange
 
 KEEP_ALIVE_SECONDS = 10.0

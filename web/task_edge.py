@@ -14,7 +14,7 @@ import errors
 from accounting.till import Caller
 from config import Settings
 from errors import ApiError
-from service import CacheWishes, Completion
+from flow.completion import CacheWishes, Completion
 from tasks import Job, Task, parse
 from web import headers, sse
 from web.access import Access
