@@ -205,7 +205,10 @@ def _ledger(options: argparse.Namespace) -> AbstractContextManager[Ledger]:
     location = location.removeprefix("sqlite:///")
     if "://" not in location and not Path(location).is_file():
         raise CommandError(f"there is no ledger at {location} (--database names another one)")
-    return closing(open_ledger(location))
+    try:
+        return closing(open_ledger(location))
+    except ValueError as problem:
+        raise CommandError(str(problem)) from None
 
 
 def _settings() -> Settings:

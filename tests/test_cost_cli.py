@@ -271,6 +271,13 @@ class TestExportCommand:
         assert err == f"cost_tracker: there is no ledger at {tmp_path}/none.sqlite3 (--database names another one)\n"
         assert list(tmp_path.iterdir()) == []
 
+    def test_a_url_that_cannot_be_read_is_refused_in_a_sentence(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Without showing any of it: it may hold a password."""
+        status, _, err = run(capsys, "report", "--database", "postgresql://u:canary@[bad")
+        assert status == 1
+        assert err.startswith("cost_tracker: DATABASE_URL: ")
+        assert "canary" not in err
+
     def test_a_file_that_is_no_ledger_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """Any other file is left as it is."""
         (tmp_path / "x").write_bytes(b"not a database" * 100)
