@@ -92,11 +92,11 @@ def ledger(database: Database) -> Iterator[Ledger]:
 
 
 @contextmanager
-def two_instances(environ: Mapping[str, str]) -> Iterator[list[Gunicorn]]:
+def two_instances(environ: Mapping[str, str], *flags: str) -> Iterator[list[Gunicorn]]:
     """On two ports, as on two machines: only the database and Redis are shared, not the folders."""
     folders = [{name: f"{environ[name]}-{number}" for name in ("LOG_DIR", "CACHE_DIR")} for number in range(2)]
     with ExitStack() as running:
-        yield [running.enter_context(Gunicorn({**environ, **own}, "--preload", workers=2)) for own in folders]
+        yield [running.enter_context(Gunicorn({**environ, **own}, "--preload", *flags, workers=2)) for own in folders]
 
 
 def rows_of(ledger: Ledger) -> list[ExportRow]:
@@ -140,7 +140,7 @@ def test_two_instances_never_pass_one_budget(environ: dict[str, str], ledger: Le
     gemini.gate.clear()
     budget = 12 * 850_000  # nano-dollars: room for about a dozen
     with (
-        two_instances(environ | {"DAILY_BUDGET_USD": str(budget / NANO)}) as servers,
+        two_instances(environ | {"DAILY_BUDGET_USD": str(budget / NANO)}, "--threads=40") as servers,  # none queues
         ThreadPoolExecutor(40) as callers,
     ):
         calls = [callers.submit(ask, servers[n % 2].port, f"question {n:02}") for n in range(40)]
