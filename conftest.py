@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,16 @@ def client(app: Api) -> FlaskClient:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Under CI nothing may be missing: a skip for a missing requirement is a failure there."""
-    config.addinivalue_line("markers", "needs(what): skipped where the named requirement is not installed")
+    """`long` tests (soaks, kills, benchmarks) are for those who work on the project."""
+    config.addinivalue_line("markers", "long: runs where requirements-dev.txt is installed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With requirements.txt alone the suite stays short."""
+    if find_spec("hypothesis") is None:
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="long: runs where requirements-dev.txt is installed"))
 
 
 @pytest.hookimpl(hookwrapper=True)

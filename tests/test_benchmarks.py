@@ -18,6 +18,8 @@ from benchmarks.load import Order, Request, Round
 from benchmarks.plot import chart
 from benchmarks.servers import Server, emulator, service
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[Server]:

@@ -9,6 +9,7 @@ from benchmarks.chaos import LOST, Outcome, Report, Vitals
 from ledger import ExportRow
 
 
+@pytest.mark.long
 def test_the_service_survives_half_a_minute_of_chaos() -> None:
     """Every invariant holds, over two lives and with everything in them: answers, faults, streams, lost connections."""
     report = chaos.soak(30, seed=1)

@@ -18,6 +18,8 @@ from tests.ledgers import ATTEMPT, HIT, SETTLEMENT
 from tests.scripted_gemini import ScriptedGemini
 from tests.serving import APP_PY, Process, post
 
+pytestmark = pytest.mark.long
+
 TEXT = "/api/v1/generate/text"
 WARM = 0.9
 """Of the answers that were hits before the end, the share that must be hits after it: the last moment may be lost."""
