@@ -160,6 +160,7 @@ def test_what_is_in_flight_finishes_and_new_tasks_are_refused(
     assert {line["code"] for line in logged("api_errors.log")} >= {"draining"}
 
 
+@pytest.mark.long
 @BOTH_WAYS
 def test_bytes_that_have_not_left_are_waited_for(start: Start, gemini: ScriptedGemini, how: str) -> None:
     """A slow reader gets all of an answer that was made before the signal."""
