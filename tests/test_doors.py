@@ -113,8 +113,10 @@ def replace(file: Path, content: str) -> None:
 
 
 def status_of(process: Process, secret: str) -> int:
-@pytest.mark.long
     return get(process.port, "/api/v1/stats", X_API_Key=secret).status
+
+
+@pytest.mark.long
 def test_keys_change_while_the_service_runs(start: Start, tmp_path: Path) -> None:
     """A new key works and an old one stops within 2 s; a broken file changes nothing and is told of once."""
     file = tmp_path / "keys.toml"
