@@ -60,9 +60,10 @@ class Api(Flask):
 
     def wsgi_app(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Begin an exchange, let the task edge or Flask answer, and record the exchange when it is over."""
-        exchange = self._begun(environ)
-        task = self._tasks.get(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" else None
+        self.lifecycle.begin()
         try:
+            exchange = self._begun(environ)
+            task = self._tasks.get(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" else None
             if task is not None:
                 body = self._send(exchange, self.task_edge.reply(exchange, task), start_response)
             else:
@@ -99,7 +100,6 @@ class Api(Flask):
         return start_response(status, own, exc_info)
 
     def _begun(self, environ: dict[str, Any]) -> Exchange:
-        self.lifecycle.begin()
         if not self.backend.is_open:
             self._open_backend(environ)
         client = self.backend.clients.client(environ.get("REMOTE_ADDR"), environ.get("HTTP_X_FORWARDED_FOR"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -87,6 +88,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Secret = Annotated[str, AfterValidator(_header_safe)]
 Count = Annotated[int, Field(ge=1)]
 Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=9, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -117,10 +119,10 @@ class Settings(BaseModel):
     stream_max_seconds: Seconds = Field(300, description="Longest life of a stream (s)")
     drain_seconds: Seconds = Field(30, description="Longest wait for requests in flight after SIGTERM (s)")
     # Prices
-    input_price_per_million: Dollars | None = Field(
+    input_price_per_million: Rate | None = Field(
         None, description="Overrides the price table, with OUTPUT_PRICE_PER_MILLION ($ per million tokens)"
     )
-    output_price_per_million: Dollars | None = Field(
+    output_price_per_million: Rate | None = Field(
         None, description="Overrides the price table, with INPUT_PRICE_PER_MILLION ($ per million tokens)"
     )
     prices_file: ProjectPath = Field(Path("prices.toml"), description="Dated price table")
@@ -184,7 +186,7 @@ class Settings(BaseModel):
         10 * MIB, description="Size at which a log file rotates (bytes)"
     )
     log_backup_count: Annotated[int, Field(ge=0, le=1000)] = Field(5, description="Rotated files kept of each log")
-    log_retention_days: Annotated[float, Field(gt=0)] = Field(
+    log_retention_days: Annotated[float, Field(gt=0, le=36_500)] = Field(
         90, description="Age at which rotated files are deleted (days)"
     )
     log_prompts: Literal["off", "preview", "full"] = Field("off", description="off = length and keyed hash only")
@@ -200,7 +202,7 @@ class Settings(BaseModel):
     ledger_sync: Literal["full", "normal"] = Field(
         "full", description="full = settled rows survive a power cut; normal = only a killed process"
     )
-    usage_retention_days: Annotated[float, Field(gt=0)] = Field(
+    usage_retention_days: Annotated[float, Field(gt=0, le=36_500)] = Field(
         400, description="Age at which ledger rows are pruned (days)"
     )
     redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
@@ -213,7 +215,7 @@ class Settings(BaseModel):
         return self.model_copy(
             update={
                 "google_api_key": "offline",
-                "gemini_model": f"offline-{self.gemini_model}",
+                "gemini_model": f"offline-{self.gemini_model.rpartition('/')[2]}",
                 "gemini_api_endpoint": endpoint,
                 "database_url": database,
             }
@@ -229,7 +231,9 @@ class Settings(BaseModel):
         """Where the ledger is: a postgresql:// URL or the path of the SQLite file."""
         if self.database_url is None:
             return str(self.data_dir / "ledger.sqlite3")
-        return str(self.database_url).removeprefix("sqlite:///")
+        if self.database_url.startswith("sqlite:///"):
+            return str(PROJECT / self.database_url.removeprefix("sqlite:///"))
+        return self.database_url
 
     @property
     def secrets(self) -> tuple[str, ...]:

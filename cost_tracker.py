@@ -4,8 +4,8 @@
     python cost_tracker.py export --format csv --from 2026-11-01
     python cost_tracker.py prune
 
-The service takes its parts from here (`PriceTable`, `TokenCounter`, `SpendMeter`, `DriftMeter`). `CostTracker` is the
-same machinery for a script that calls a model by itself.
+The service takes the same parts from `accounting`. `CostTracker` is that machinery for a script that calls a model by
+itself.
 """
 
 from __future__ import annotations

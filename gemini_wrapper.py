@@ -374,7 +374,7 @@ def _complete(task_name: str, fields: Mapping[str, object]) -> str:
     deadline = time.monotonic() + settings.gemini_timeout_seconds
 
     def complete() -> str:
-        answer = retrier.run(lambda _number: gemini.generate(instruction, deadline=deadline), deadline=deadline)
+        answer = retrier.run(lambda: gemini.generate(instruction, deadline=deadline), deadline=deadline)
         if answer.failure is not None:
             raise answer.failure
         return task.read(instruction, answer)

@@ -100,11 +100,11 @@ class LRUCache(Generic[K, V]):
             entry = self._entries.get(key)
             return None if entry is None or self._monotonic() >= entry[1] else entry[0]
 
-    def put(self, key: K, value: V, ttl: float | None = None) -> None:
+    def put(self, key: K, value: V, ttl: float | None = None) -> bool:
         """Keep `value` for `ttl` seconds (None = the default) as the one used last.
 
         What could never be read again (a ttl of 0 or less, heavier than `max_bytes`) is not kept; the former value
-        under `key` goes all the same, since it is not the current one any more.
+        under `key` goes all the same, since it is not the current one any more. True when it was kept.
         """
         weight = self._weigh(value) if self._weigh is not None else 0
         lifetime = self._default_lifetime if ttl is None else ttl
@@ -115,13 +115,15 @@ class LRUCache(Generic[K, V]):
             if former is not None:
                 held -= former[2]
                 del entries[key]
-            if lifetime > 0 and weight <= self._most_bytes:
+            kept = lifetime > 0 and weight <= self._most_bytes
+            if kept:
                 entries[key] = (value, self._monotonic() + lifetime, weight)
                 held += weight
                 while len(entries) > self._max_size or held > self._most_bytes:
                     held -= entries.popitem(False)[1][2]
                     self._evictions += 1
             self._bytes = held
+        return kept
 
     def delete(self, key: K) -> bool:
         """Forget `key`; True when there was an entry, expired or not."""
@@ -256,6 +258,7 @@ class ResponseCache:
         self._corrections = Lock()
         self._unusable = 0
         self._shared = 0
+        self._unasked = 0
 
     def look_up(self, key: bytes, *, max_age: float | None = None) -> Found | None:
         """The fresh answer under `key`, at most `max_age` seconds old when that is given. Counts a hit or a miss."""
@@ -281,18 +284,25 @@ class ResponseCache:
         now = self._monotonic()
         return Found(kept.answer, now - kept.stored, kept.fresh_until - now)
 
-    def store(self, key: bytes, answer: StoredAnswer, ttl: float | None = None) -> None:
-        """Keep `answer` under `key`, fresh for `ttl` seconds (None = the default; 0 = not kept)."""
+    def store(self, key: bytes, answer: StoredAnswer, ttl: float | None = None) -> bool:
+        """Keep `answer` under `key`, fresh for `ttl` seconds (None = the default; 0 = not kept). True if it was."""
         lifetime = self._default_ttl if ttl is None else ttl
         now = self._monotonic()
-        self._keep(key, _Kept(answer, now, now + lifetime), lifetime)
-        if self._journal is not None and lifetime > 0:
+        kept = self._keep(key, _Kept(answer, now, now + lifetime), lifetime)
+        if kept and self._journal is not None:
             self._journal.append(key, answer, self._clock() + lifetime)
+        return kept
 
-    def count_shared_hit(self) -> None:
-        """An answer was shared with an identical request in flight: a hit, instead of the miss already counted."""
+    def count_shared_hit(self, *, missed: bool = True) -> None:
+        """An answer was shared with an identical request in flight: a hit, instead of the miss that was counted for it.
+
+        `missed` is False for a request that was not looked up, so that there is no miss to take back.
+        """
         with self._corrections:
-            self._shared += 1
+            if missed:
+                self._shared += 1
+            else:
+                self._unasked += 1
 
     def restore(self, entries: Iterable[tuple[bytes, StoredAnswer, float]]) -> int:
         """Keep what a journal held: (key, answer, fresh until, in epoch seconds), used least recently first.
@@ -320,8 +330,8 @@ class ResponseCache:
         """The figures of this moment; hits count answers that were served from here or shared in flight."""
         stats = self._answers.get_stats()
         with self._corrections:
-            shift = self._shared - self._unusable
-        stats["hits"] += shift
+            shift, unasked = self._shared - self._unusable, self._unasked
+        stats["hits"] += shift + unasked
         stats["misses"] -= shift
         stats["hit_ratio"] = hit_ratio(stats["hits"], stats["misses"])
         return stats
@@ -367,9 +377,9 @@ class ResponseCache:
         )
         self.store(_canonical_key(prompt, task_type, what_else), answer, ttl)
 
-    def _keep(self, key: bytes, kept: _Kept, freshness: float) -> None:
+    def _keep(self, key: bytes, kept: _Kept, freshness: float) -> bool:
         born_stale = kept.fresh_until <= kept.stored
-        self._answers.put(key, kept, 0 if born_stale else freshness + self._stale_seconds)
+        return self._answers.put(key, kept, 0 if born_stale else freshness + self._stale_seconds)
 
 
 def _canonical_key(prompt: str, task_type: str, what_else: dict[str, Any]) -> bytes:

@@ -26,6 +26,7 @@ from errors import (
     ApiError,
     BudgetExceeded,
     ContentBlocked,
+    Draining,
     InternalError,
     MaxOutputTokensTooSmall,
     NotCached,
@@ -33,6 +34,7 @@ from errors import (
     UpstreamFailure,
     UpstreamInvalidAnswer,
     UpstreamTimeout,
+    UpstreamUnavailable,
     caused_by,
 )
 from flow.completion import CacheWishes, Completion, Origin
@@ -154,10 +156,11 @@ class Completions:
 
         What the failed attempts were billed is shown with the answer all the same.
         """
-        if not isinstance(failed.error, UpstreamFailure) or order.wishes.no_store:
+        wishes = order.wishes
+        if not isinstance(failed.error, UpstreamFailure) or wishes.no_store or wishes.no_cache:
             return failed
         found = self._cache.look_up_stale(order.key)
-        if found is None:
+        if found is None or (wishes.max_age is not None and found.age > wishes.max_age):
             return failed
         stale = self._hit(order.job, order.caller, found, Origin.STALE)
         return replace(stale, receipt=failed.receipt + stale.receipt)
@@ -182,7 +185,10 @@ class Completions:
 
     def _lead(self, order: _Order, flight: Future[_Landing]) -> Completion:
         """Fly in the pool, so that the flight's life does not hang on this request's; its place goes with it."""
-        self._pool.submit(self._fly, order, flight)
+        try:
+            self._pool.submit(self._fly, order, flight)
+        except RuntimeError:  # closed between the edge's look and now
+            self._land(order, flight, _Landing(NOTHING, error=Draining()))
         landing = self._waited(flight, order)
         if landing.found is not None:
             self._cache.count_shared_hit()
@@ -207,12 +213,14 @@ class Completions:
         found = landing.shareable
         if found is None:
             return self._stale_instead(order, Completion(Origin.NONE, error=landing.error, queue_seconds=waited))
-        self._cache.count_shared_hit()
+        self._cache.count_shared_hit(missed=not order.wishes.no_cache)
         shared = self._hit(order.job, order.caller, found, Origin.SHARED)
         return replace(shared, queue_seconds=waited)
 
     def _fly(self, order: _Order, flight: Future[_Landing]) -> None:
-        landing = self._landing_of(order)
+        self._land(order, flight, self._landing_of(order))
+
+    def _land(self, order: _Order, flight: Future[_Landing], landing: _Landing) -> None:
         self._admission.leave()
         if order.wishes.no_store:
             flight.set_result(landing)
@@ -223,7 +231,7 @@ class Completions:
         try:
             found = self._answered_meanwhile(order)
             if found is not None:
-                return _Landing(Receipt(), found=found)
+                return _Landing(NOTHING, found=found)
             return self._bought(order)
         except ApiError as error:
             return _Landing(order.receipt, error=error)
@@ -251,9 +259,14 @@ class Completions:
             bought = call()
         except UpstreamFailure as failure:
             self._breaker.failed(failure)
+            if isinstance(failure, UpstreamUnavailable):  # whoever opened the breaker is to wait for it too
+                failure.retry_after = max(failure.retry_after or 0.0, self._breaker.snapshot().retry_in)
             raise
         except (ContentBlocked, MaxOutputTokensTooSmall):
             self._breaker.succeeded()  # Gemini works; it is the content that does not
+            raise
+        except BaseException:
+            self._breaker.withdrawn()  # nothing was learnt about Gemini
             raise
         self._breaker.succeeded()
         return bought
@@ -262,13 +275,15 @@ class Completions:
         """Attempts with retries; an invalid answer is asked for again as often as the task allows."""
         for repairs_left in range(order.job.task.repairs, -1, -1):
             try:
-                return self._retrier.run(partial(self._attempt, order), deadline=order.deadline)
+                return self._retrier.run(
+                    partial(self._attempt, order), deadline=order.deadline, made=order.receipt.attempts
+                )
             except UpstreamInvalidAnswer:
-                if not repairs_left:
+                if not repairs_left or not self._retrier.allows_more_than(order.receipt.attempts):
                     raise
         raise AssertionError("unreachable: the last round returns or raises")
 
-    def _attempt(self, order: _Order, _number: int) -> _Bought:
+    def _attempt(self, order: _Order) -> _Bought:
         model = self._configured()
         entry = self._opened(order)
         try:
@@ -314,8 +329,7 @@ class Completions:
     def _kept(self, order: _Order, stored: StoredAnswer) -> bool:
         if order.wishes.no_store:
             return False
-        self._cache.store(order.key, stored)
-        return True
+        return self._cache.store(order.key, stored)
 
     # Streams: the same steps, with the answer passed on as it comes
 
@@ -342,7 +356,10 @@ class Completions:
             live.end(Completion(Origin.NONE, error=error))
         else:
             self._streams.add(live)
-            self._pool.submit(self._pump, live, order, gap)
+            try:
+                self._pool.submit(self._pump, live, order, gap)
+            except RuntimeError:  # closed between the edge's look and now
+                self._end(live, Completion(Origin.NONE, error=Draining()))
 
     def _pump(self, live: LiveStream, order: _Order, gap: float) -> None:
         try:
@@ -351,10 +368,13 @@ class Completions:
             landing = _Landing(order.receipt, error=Abandoned() if live.cancelled.is_set() else error)
         except Exception as defect:  # the stream must end whatever happens; the edge logs the cause
             landing = _Landing(order.receipt, error=caused_by(defect))
+        completion = Completion(Origin.PAID, landing.receipt, landing.answer, landing.error, kept=landing.kept)
+        self._end(live, completion if live.begun else self._stale_instead(order, completion))
+
+    def _end(self, live: LiveStream, completion: Completion) -> None:
         self._streams.discard(live)
         self._admission.leave()
-        completion = Completion(Origin.PAID, landing.receipt, landing.answer, landing.error, kept=landing.kept)
-        live.end(completion if live.begun else self._stale_instead(order, completion))
+        live.end(completion)
 
     def _streamed(self, live: LiveStream, order: _Order, gap: float) -> _Landing:
         answer, charge, text = self._watched(partial(self._relayed, live, order, gap))
@@ -378,7 +398,7 @@ class Completions:
             source.close()
         return self._settled(order, entry, source.answer)
 
-    def _begun(self, live: LiveStream, order: _Order, gap: float, first_by: float, _number: int) -> _Begun:
+    def _begun(self, live: LiveStream, order: _Order, gap: float, first_by: float) -> _Begun:
         """One attempt, as far as its first delta (None when it ended without any)."""
         if live.cancelled.is_set():
             raise Abandoned

@@ -303,7 +303,7 @@ def parse(task: Task, body: bytes, *, max_chars: int) -> Job:
 def _readable(error: ValidationError) -> ApiError:
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     if problems[0]["type"] == "json_invalid":
-        return InvalidJson()
+        return InvalidJson(details=(FieldError("body", "is not JSON"),))
     return InvalidRequest(details=tuple(map(_field_error, problems[:MAX_REPORTED_FIELDS])))
 
 

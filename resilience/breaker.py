@@ -67,6 +67,13 @@ class CircuitBreaker:
             self._refuses_until = None
             self._probing = False
 
+    def withdrawn(self) -> None:
+        """An admitted request ended without asking Gemini: if it was the probe, the next one is."""
+        with self._lock:
+            if self._probing:
+                self._probing = False
+                self._refuses_until = self._monotonic()
+
     def failed(self, error: UpstreamFailure) -> None:
         """An admitted request failed. A failure that is not Gemini's (`breaks` is false) shows that Gemini answers."""
         if not error.breaks:

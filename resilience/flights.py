@@ -33,6 +33,3 @@ class Flights(Generic[Landing]):
         with self._lock:
             flight = self._in_air.pop(key)
         flight.set_result(landing)
-
-    def __len__(self) -> int:
-        return len(self._in_air)

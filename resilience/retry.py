@@ -115,20 +115,26 @@ class Retrier:
         self._random = random
 
     def run(
-        self, attempt: Callable[[int], T], *, deadline: float, wait: Callable[[float], bool | None] | None = None
+        self,
+        attempt: Callable[[], T],
+        *,
+        deadline: float,
+        wait: Callable[[float], bool | None] | None = None,
+        made: int = 0,
     ) -> T:
-        """What the first successful `attempt(number)` returns; numbers start at 1, `deadline` is in monotonic seconds.
+        """What the first successful `attempt()` returns; `deadline` is in monotonic seconds.
 
-        `wait` takes the place of the constructor's for a caller who may lose interest in the meantime.
+        `wait` takes the place of the constructor's for a caller who may lose interest in the meantime; `made` are the
+        attempts that its request has made before, which count towards the most it may make.
         Raises the last UpstreamFailure when no retry can help, its `retry_after` being what Gemini asked for, and
         whatever else `attempt` raises at once.
         """
         self._budget.count_call()
         wait = wait or self._wait
-        number, once_used = 1, False
+        number, once_used = made + 1, False
         while True:
             try:
-                return attempt(number)
+                return attempt()
             except UpstreamFailure as failure:
                 pause = self._pause(failure, number)
                 useless = failure.retry is Retry.NEVER or (failure.retry is Retry.ONCE and once_used)
@@ -138,6 +144,10 @@ class Retrier:
                     raise
                 once_used = once_used or failure.retry is Retry.ONCE
                 number += 1
+
+    def allows_more_than(self, made: int) -> bool:
+        """May a request that has made so many attempts make another?"""
+        return made < self._max_attempts
 
     def _pause(self, failure: UpstreamFailure, number: int) -> float:
         if failure.wait is not None:

@@ -63,7 +63,9 @@ class GroupCommit:
         self._oldest_queued: float | None = None  # None also says: the writer does not know of hits, so wake it
         self._oldest_taken: float | None = None
         self._dropped = 0
-        self._lock = threading.RLock()  # for starting, stopping and counting; nothing slow happens under it
+        # For starting, stopping and counting; nothing slow happens under it. Reentrant, because a ledger may be collected,
+        # and so closed, by a thread that holds it.
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._closed = False
         self._connection: Connection | None = None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from threading import Lock
@@ -74,20 +75,19 @@ class TieredCache:
             return found
         return self._fetched(key) or found
 
-    def store(self, key: bytes, answer: StoredAnswer) -> None:
+    def store(self, key: bytes, answer: StoredAnswer) -> bool:
         """Keep `answer` under `key`, in both tiers."""
-        self._own.store(key, answer)
+        kept = self._own.store(key, answer)
         if self._ttl <= 0:
-            return
+            return kept
         value = encoded(key, answer, self._clock() + self._ttl)
-        try:
+        with suppress(RedisUnavailable):  # the own tier has it, and the link counts and tells
             self._link.ask("SET", self._prefix + key, value, "PX", self._expiry_ms)
-        except RedisUnavailable:
-            return
+        return kept
 
-    def count_shared_hit(self) -> None:
+    def count_shared_hit(self, *, missed: bool = True) -> None:
         """An answer was shared with an identical request in flight: a hit, instead of the miss already counted."""
-        self._own.count_shared_hit()
+        self._own.count_shared_hit(missed=missed)
 
     def clear(self) -> int:
         """Forget every answer in all tiers of all processes; how many the tier with the most of them had.

@@ -243,7 +243,7 @@ class RedisLink:
             self._connections.ask("PING")
             for part in self._parts:
                 part(self._connections)
-        except self._connections.errors as error:
+        except Exception as error:  # Redis' own, or a part that choked on what it sent: the beat must go on
             self._failed_beats += 1
             self._fall(error)
         else:

@@ -37,6 +37,7 @@ PREFIX = struct.Struct(">4sII")
 BATCH_SECONDS = 0.25
 """How long the writer gathers before it writes: what `kill -9` may lose."""
 QUEUE_BYTES = 16 * 1024 * 1024
+MOST_TOUCHED = 20_000
 SMALL_FILE_BYTES = 1024 * 1024
 """Below this size, rewriting the file is not worth it."""
 SCAN_BYTES = 1024 * 1024
@@ -92,7 +93,7 @@ class ResponseJournal:
         self._queue: deque[_Record] = deque()
         self._queued_bytes = 0
         self._touched: dict[bytes, None] = {}
-        self._changed = Condition()  # guards what stands above and below; never held across I/O
+        self._changed = Condition()  # guards all but `_touched`; never held across I/O
         self._thread: Thread | None = None
         self._closing = False
         self._written = self._dropped = self._failures = 0
@@ -115,7 +116,9 @@ class ResponseJournal:
 
     def touch(self, key: bytes) -> None:
         """Note that the answer under `key` was used. Written with the next answer: until one comes, none must go."""
-        self._touched[key] = None  # atomic, and on the path of every hit
+        touched = self._touched
+        if len(touched) < MOST_TOUCHED:  # a hint for the order of a restart, and no more
+            touched[key] = None  # atomic, and on the path of every hit
 
     def load(self) -> Iterator[tuple[bytes, StoredAnswer, float]]:
         """The newest answer under each key as (key, answer, fresh until), used least recently first.

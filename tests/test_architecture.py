@@ -17,7 +17,7 @@ MODULES = sorted(path.stem for path in ROOT.glob("*.py") if path.stem not in {"c
 MAY_IMPORT = {
     # leaves
     "errors": set(),
-    "security": {"audit"},
+    "audit": set(),
     "lru_cache": set(),
     "rate_limiter": {"lru_cache"},
     "config": {"rate_limiter"},
@@ -25,14 +25,14 @@ MAY_IMPORT = {
     # domain
     "tasks": {"errors"},
     "resilience": {"errors"},
-    "audit": set(),
+    "security": {"audit"},
     "enhanced_logging": {"audit"},
     # outside
-    "upstream": {"errors", "tasks"},
+    "upstream": {"errors"},
     "gemini_wrapper": {"upstream", "errors", "tasks"},
     "stores": {"errors", "lru_cache", "rate_limiter"},
     "ledger": {"stores", "errors"},
-    "accounting": {"ledger", "stores", "errors", "tasks", "lru_cache"},
+    "accounting": {"ledger", "errors", "tasks", "lru_cache"},
     "cost_tracker": {"accounting", "ledger"},
     # flow
     "flow": {"accounting", "errors", "lru_cache", "tasks"},
@@ -42,8 +42,7 @@ MAY_IMPORT = {
 
 LAZILY = {
     "gemini_wrapper": {"config", "resilience"},
-    "accounting": {"config", "cost_tracker"},
-    "cost_tracker": {"config", "enhanced_logging"},
+    "accounting": {"config"},
 }
 """What entry points may import besides, inside their functions."""
 

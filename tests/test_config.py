@@ -117,3 +117,21 @@ def test_env_example_and_readme_list_every_setting_with_its_default() -> None:
 def test_every_setting_is_described() -> None:
     """With its unit, where it has one."""
     assert all(field.description for field in Settings.model_fields.values())
+
+
+@pytest.mark.parametrize("rate", ["2000000", "0.1234567891"])
+def test_a_price_out_of_range_is_refused_at_the_start(rate: str) -> None:
+    """Not by a traceback later."""
+    with pytest.raises(SettingsError, match="INPUT_PRICE_PER_MILLION"):
+        load(input_price_per_million=rate, output_price_per_million="1")
+
+
+def test_a_relative_sqlite_url_is_the_projects() -> None:
+    """As every path in the settings."""
+    assert load(database_url="sqlite:///data/x.sqlite3").ledger_location == str(PROJECT / "data/x.sqlite3")
+    assert load(database_url="sqlite:////var/x.sqlite3").ledger_location == "/var/x.sqlite3"
+
+
+def test_offline_takes_the_models_bare_name() -> None:
+    """`models/` belongs to Google's paths."""
+    assert load(gemini_model="models/m").offline("http://127.0.0.1:1").gemini_model == "offline-m"

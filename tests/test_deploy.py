@@ -61,10 +61,9 @@ def test_what_the_image_holds_serves(tmp_path: Path) -> None:
         try:
             assert server.stdout is not None
             [url] = re.findall(r"http://\S+", server.stdout.readline())
-            with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
-                assert answer.status == 200
-            with urllib.request.urlopen(f"{url}/dashboard", timeout=10) as answer:
-                assert answer.status == 200
+            for path in ("/health", "/dashboard", "/api/v1/openapi.json", "/swagger/"):
+                with urllib.request.urlopen(url + path, timeout=10) as answer:
+                    assert answer.status == 200
         finally:
             server.send_signal(signal.SIGTERM)
             server.communicate(timeout=20)

@@ -320,3 +320,67 @@ def test_a_defect_lands_the_flight(house: House) -> None:
     assert (completion.error.status, completion.error.__cause__) == (500, defect)
     assert house.admission.state().in_use == 0
     assert house.statuses() == ["internal_error"]
+
+
+def test_a_shared_answer_that_was_not_looked_up_takes_no_miss_back(tmp_path: Path) -> None:
+    """Requests with no-cache that follow a flight are hits, and the figures stay possible ones."""
+    house = House(tmp_path, FakeClock())
+    house.model.gate.clear()
+    house.model.release_after_joined(lambda: house.admission.state().in_use == 4)
+    _together(4, lambda _: house.ask(wishes=CacheWishes(no_cache=True)))
+    house.close()
+    stats = house.cache.get_stats()
+    assert (stats["hits"], stats["misses"], stats["hit_ratio"]) == (3, 0, 1.0)
+
+
+@pytest.mark.parametrize("wishes", [CacheWishes(no_cache=True), CacheWishes(no_store=True), CacheWishes(max_age=5)])
+def test_a_failure_brings_no_answer_that_its_caller_declined(house: House, wishes: CacheWishes) -> None:
+    """What Cache-Control rules out, it rules out on Gemini's bad days too."""
+    house.ask()
+    house.clock.advance(10)
+    house.model.answer_with(UpstreamError(breaks=True))
+    assert isinstance(house.ask(wishes=wishes).error, UpstreamError)
+
+
+def test_whoever_opens_the_breaker_is_told_to_wait_for_it(house: House) -> None:
+    """The fifth failure in a row carries the breaker's seconds."""
+    house.model.answer_with(*(UpstreamUnavailable(breaks=True, retry_after=1) for _ in range(5)))
+    waits = [house.ask().error for _ in range(5)]
+    assert [error.retry_after for error in waits if error] == [1, 1, 1, 1, 10]
+
+
+def test_a_probe_that_never_asked_leaves_its_turn_to_the_next(house: House) -> None:
+    """A budget that is used up says nothing about Gemini."""
+    house.model.answer_with(*[UpstreamError(breaks=True)] * 5)
+    for _ in range(5):
+        house.ask()
+    house.clock.advance(10)
+    assert isinstance(house.ask(budgets=(Budget("key:poor", 1),)).error, BudgetExceeded)
+    assert house.ask().origin is Origin.PAID
+
+
+def test_repairs_stay_within_the_attempts_that_a_request_may_make(house: House) -> None:
+    """Three lost calls and one wrong label are four attempts, and that is all."""
+    lost = UpstreamUnavailable(retry=Retry.YES, breaks=True)
+    house.model.answer_with(lost, lost, lost, Answer("neither", "gemini-2.5-flash-lite", USAGE))
+    job = parse(TASK_BY_NAME["classify"], b'{"text": "x", "categories": ["a", "b"]}', max_chars=100)
+    completion = house.flow.complete(job, Caller("r", "c"), NOTHING_SPECIAL, deadline=house.clock() + 3000)
+    assert isinstance(completion.error, UpstreamInvalidAnswer)
+    assert completion.receipt.attempts == 4
+
+
+def test_an_answer_that_is_not_kept_is_not_called_stored(tmp_path: Path) -> None:
+    """With a time to live of 0, nothing is."""
+    house = House(tmp_path, FakeClock())
+    house.cache._default_ttl = 0
+    assert house.ask().kept is False
+    house.close()
+
+
+def test_a_closed_pool_is_draining(house: House) -> None:
+    """The place is given back and the flight lands."""
+    house.pool.shutdown()
+    completion = house.ask()
+    assert completion.error is not None
+    assert completion.error.code == "draining"
+    assert house.admission.state().in_use == 0

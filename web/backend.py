@@ -36,6 +36,7 @@ from stores.response_journal import ResponseJournal
 from web.access import ApiKey, ClientResolver, KeyRing
 
 DEFAULT_THREADS = 4
+"""Threads that a server is taken to have which does not tell: as many as waitress has by default."""
 
 
 class Backend:
@@ -162,7 +163,8 @@ class Backend:
         return told
 
     def places(self, threads: int) -> int:
-        """How many requests may wait for Gemini on a server with so many threads; one thread is always left."""
+        """How many requests may wait for Gemini on a server with so many threads: by default one thread is left for the rest,
+        where there are two."""
         return self.settings.gemini_max_concurrency or max(1, threads - 1)
 
     @property
@@ -229,7 +231,7 @@ class Backend:
         self._closing.set()
         if self._pool is not None:
             self.completions.close()
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.shutdown(wait=False)
         with contextlib.ExitStack() as closing:  # last in, first out; one part's trouble does not keep the others open
             for part in (self.logger, self.ledger, self.journal, self.redis, self.drift):
                 if part is not None:

@@ -70,7 +70,7 @@ class Exchange:
         rendered = [("X-Request-ID", self.request_id), *headers.STATIC]
         rendered += headers.money(completion, overall)
         if self.pending:
-            rendered.append(("X-Cost-Pending", "true"))
+            rendered += headers.PENDING
         if self.verdict is not None:
             rendered += headers.limits(self.verdict)
         if completion is not None and completion.origin is not Origin.NONE:
@@ -98,6 +98,7 @@ class Exchange:
             prompt=job.instruction.prompt if job else None,
             findings=self.findings,
             fault=self.fault,
+            note=self.error.message if self.error else None,
         )
         if completion is not None:
             receipt, answer = completion.receipt, completion.answer

@@ -42,6 +42,9 @@ EXPOSED = (
 )
 """Every header of ours that a browser page may read; Access-Control-Expose-Headers is made from it."""
 
+PENDING = (("X-Cost-Pending", "true"), ("Cache-Status", f"{CACHE_NAME}; fwd=miss"))
+"""What a streamed miss can say before it is over."""
+
 STATIC = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"))
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")

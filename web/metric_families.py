@@ -8,8 +8,7 @@ A scrape waits for nothing: it takes the parts' own snapshots, and reads the led
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -46,13 +45,10 @@ class Exposition:
 class ServiceCollector(Collector):
     """One service's families, made anew at every scrape."""
 
-    def __init__(
-        self, observed: Metrics, backend: Backend, lifecycle: Lifecycle, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, observed: Metrics, backend: Backend, lifecycle: Lifecycle) -> None:
         self._observed = observed
         self._backend = backend
         self._lifecycle = lifecycle
-        self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
         """Every family, in the order of the page."""
@@ -146,7 +142,7 @@ class ServiceCollector(Collector):
         limit = self._backend.settings.daily_budget_usd
         if limit is None:
             return
-        state = self._backend.ledger.budget_state(SERVICE_SCOPE, self._clock())
+        state = self._backend.ledger.budget_state(SERVICE_SCOPE, self._backend.clock())
         yield _gauge("budget_limit_usd", "Most that all requests of a UTC day may cost", limit)
         yield _gauge("budget_spent_usd", "Dollars paid today (UTC)", dollars(state.spent))
         yield _gauge("budget_reserved_usd", "Dollars reserved today for calls not settled", dollars(state.reserved))

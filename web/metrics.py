@@ -139,10 +139,10 @@ class Metrics:
         if origin is Origin.PAID:
             money.input_tokens += event.input_tokens
             money.output_tokens += event.output_tokens
-            money.input_cost += event.input_cost
-            money.output_cost += event.output_cost
         else:
             money.saved += event.saved
+        money.input_cost += event.input_cost  # a stale answer may come with what the failed attempts cost
+        money.output_cost += event.output_cost
 
     def _new_model(self, model: str | None) -> str:
         if model is None:

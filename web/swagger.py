@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 
 from flask import Flask, Response, send_from_directory
@@ -73,8 +73,7 @@ def register(app: Flask) -> None:
 
 
 def _packaged_files() -> Path:
-    with as_file(files(PACKAGE) / "dist") as folder:
-        return folder
+    return Path(str(files(PACKAGE) / "dist"))
 
 
 def _guarded(response: Response) -> Response:
