@@ -63,8 +63,8 @@ class GroupCommit:
         self._oldest_queued: float | None = None  # None also says: the writer does not know of hits, so wake it
         self._oldest_taken: float | None = None
         self._dropped = 0
-        # For starting, stopping and counting; nothing slow happens under it. Reentrant, because a ledger may be collected,
-        # and so closed, by a thread that holds it.
+        # For starting, stopping and counting; nothing slow happens under it. Reentrant, because a ledger may be
+        # collected, and so closed, by a thread that holds it.
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._closed = False

@@ -163,8 +163,10 @@ class Backend:
         return told
 
     def places(self, threads: int) -> int:
-        """How many requests may wait for Gemini on a server with so many threads: by default one thread is left for the rest,
-        where there are two."""
+        """How many requests may wait for Gemini on a server with so many threads.
+
+        By default one thread is left for the rest, where there are two.
+        """
         return self.settings.gemini_max_concurrency or max(1, threads - 1)
 
     @property
