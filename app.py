@@ -22,7 +22,7 @@ import errors
 from config import Settings, SettingsError, load_settings
 from errors import ApiError
 from tasks import TASKS
-from web import dashboard, headers, metrics, openapi, operations, swagger, usage
+from web import dashboard, headers, metrics, operations, swagger, usage
 from web.access import access_of
 from web.backend import DEFAULT_THREADS, Backend
 from web.cors import Cors
@@ -169,8 +169,7 @@ def create_app(
     operations.register(app, app.backend, app.lifecycle, app.metrics, app.recent)
     usage.register(app, app.backend)
     dashboard.register(app, app.backend.keys)
-    openapi.register(app, app.backend)
-    swagger.register(app)
+    swagger.register(app, app.backend)
     for warning in app.backend.warnings():
         print(f"Warning: {warning}", file=sys.stderr)
     return app

@@ -15,6 +15,7 @@ from tasks import TASKS
 from tests.scripted_gemini import ScriptedGemini, no_usage, status, text
 from web import headers, openapi, schemas, swagger
 from web.access import Access, access_of
+from web.swagger import DOCUMENT_PATH
 
 jsonschema = pytest.importorskip("jsonschema")
 openapi_spec_validator = pytest.importorskip("openapi_spec_validator")
@@ -33,7 +34,7 @@ def app(make_app: Callable[..., Api]) -> Api:
 @pytest.fixture
 def document(client: FlaskClient) -> Json:
     """The document as it is served."""
-    answer = client.get(openapi.PATH)
+    answer = client.get(DOCUMENT_PATH)
     assert answer.mimetype == "application/json"
     found: Json = json.loads(answer.data)
     return found
@@ -100,7 +101,7 @@ def test_it_is_valid(document: Json) -> None:
 
 def test_it_is_made_once(app: Api) -> None:
     """Later requests get the same bytes."""
-    assert app.test_client().get(openapi.PATH).data == app.test_client().get(openapi.PATH).data
+    assert app.test_client().get(DOCUMENT_PATH).data == app.test_client().get(DOCUMENT_PATH).data
 
 
 def test_it_has_every_route_and_no_other(app: Api, document: Json) -> None:
@@ -173,7 +174,7 @@ def test_every_figure_is_explained(document: Json) -> None:
 
 def test_limits_of_the_settings_are_in_it(make_app: Callable[..., Api]) -> None:
     """MAX_PROMPT_CHARS is the length of what goes to the model."""
-    document = make_app(max_prompt_chars="77").test_client().get(openapi.PATH).json
+    document = make_app(max_prompt_chars="77").test_client().get(DOCUMENT_PATH).json
     assert document is not None
     models = document["components"]["schemas"]
     assert models["GenerateTextRequest"]["properties"]["prompt"]["maxLength"] == 77
@@ -183,7 +184,7 @@ def test_limits_of_the_settings_are_in_it(make_app: Callable[..., Api]) -> None:
 @pytest.mark.parametrize("keys", ["", "alice:secret"])
 def test_it_says_what_needs_a_key(make_app: Callable[..., Api], keys: str) -> None:
     """As the table of access does; where no keys are configured, tasks and figures may go without."""
-    document = make_app(api_keys=keys).test_client().get(openapi.PATH).json
+    document = make_app(api_keys=keys).test_client().get(DOCUMENT_PATH).json
     assert document is not None
     for path, method, operation in operations(document):
         access = access_of(method.upper(), path)
@@ -197,7 +198,7 @@ def test_it_says_what_needs_a_key(make_app: Callable[..., Api], keys: str) -> No
 )
 def test_what_our_own_validators_refuse_the_schema_refuses_too(client: FlaskClient, prompt: str, valid: bool) -> None:
     """White space alone, and NUL."""
-    document = client.get(openapi.PATH).json
+    document = client.get(DOCUMENT_PATH).json
     assert document is not None
     schema = {"$ref": "#/components/schemas/GenerateTextRequest"}
     assert (problems(document, schema, {"prompt": prompt}) == []) is valid
@@ -218,7 +219,7 @@ def test_what_our_own_validators_refuse_the_schema_refuses_too(client: FlaskClie
         "/api/v1/usage",
         "/api/v1/usage/export",
         "/metrics",
-        openapi.PATH,
+        DOCUMENT_PATH,
     ],
 )
 def test_answers_have_the_keys_that_are_described(client: FlaskClient, document: Json, path: str) -> None:
@@ -248,7 +249,7 @@ def test_estimated_and_unpriced_answers_are_described(make_app: Callable[..., Ap
     client = make_app(gemini_model="nobody-knows").test_client()
     gemini.answers(no_usage())
     answer = client.post("/api/v1/generate/text", json={"prompt": "x"})
-    document = client.get(openapi.PATH).json
+    document = client.get(DOCUMENT_PATH).json
     assert document is not None
     body = agrees(document, answer, "/api/v1/generate/text", "post").json
     assert body is not None

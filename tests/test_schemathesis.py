@@ -10,6 +10,7 @@ import pytest
 from app import Api
 from config import load_settings
 from web import openapi
+from web.swagger import DOCUMENT_PATH
 
 schemathesis = pytest.importorskip("schemathesis")
 hypothesis = pytest.importorskip("hypothesis")
@@ -48,7 +49,7 @@ def described(make_app: Callable[..., Api]) -> Any:
         api_keys="tester:key-of-the-tests",
         max_prompt_chars="300",  # so that a prompt that is too long is not also too large
     )
-    found = schemathesis.openapi.from_wsgi(openapi.PATH, app)
+    found = schemathesis.openapi.from_wsgi(DOCUMENT_PATH, app)
     found.config.generation.update(with_security_parameters=False)  # every request has the key below
     return found
 

@@ -10,11 +10,9 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, get_args
 
-from flask import Flask, Response
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue, models_json_schema
 
@@ -27,10 +25,8 @@ from ledger import GroupBy
 from tasks import TASKS, Answer, Task, TokenUsage
 from web import samples, schemas
 from web.access import Access, access_of
-from web.backend import Backend
+from web.swagger import DOCUMENT_PATH
 from web.usage import FORMATS
-
-PATH = "/api/v1/openapi.json"
 
 ERRORS: tuple[type[ApiError], ...] = tuple(
     found for found in vars(errors).values() if isinstance(found, type) and "code" in vars(found)
@@ -46,16 +42,6 @@ _OF_FIGURES = (errors.LedgerUnavailable,)
 _OF_QUERIES = (errors.InvalidRequest, errors.LedgerUnavailable)
 _WAITS = (errors.BudgetExceeded, errors.RateLimited, errors.UpstreamUnavailable)
 """Errors whose Retry-After is told where they are raised."""
-
-
-def register(app: Flask, backend: Backend) -> None:
-    """Add the route to `app`. The document is made at the first request for it."""
-
-    @lru_cache(maxsize=1)
-    def encoded() -> bytes:
-        return json.dumps(document(backend.settings, open_to_all=backend.keys.open), ensure_ascii=False).encode()
-
-    app.add_url_rule(PATH, "openapi", lambda: Response(encoded(), mimetype="application/json"))
 
 
 def document(settings: Settings, *, open_to_all: bool) -> Json:
@@ -359,7 +345,7 @@ _OTHER_OPERATIONS = (
         },
     ),
     _Operation(
-        path=PATH,
+        path=DOCUMENT_PATH,
         id="openapi",
         tag="Operation",
         summary="This document",

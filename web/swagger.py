@@ -1,15 +1,20 @@
-"""Swagger UI at /swagger/: the files of an installed package and a page of ours. Nothing is asked of other servers."""
+"""The OpenAPI document, and Swagger UI at /swagger/.
+
+The UI is the files of an installed package and a page of ours; nothing is asked of other servers.
+"""
 
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
 from flask import Flask, Response, send_from_directory
 
-from web import openapi
+from web.backend import Backend
 
+DOCUMENT_PATH = "/api/v1/openapi.json"
 PREFIX = "/swagger"
 PACKAGE = "flask_swagger_ui"
 """Only its copy of Swagger UI is used: the page of its blueprint needs inline scripts, which the policy forbids."""
@@ -21,7 +26,7 @@ POLICY = (
 """Swagger UI sets style attributes and draws its icons from data: URLs; everything else comes from this server."""
 
 OPTIONS = {
-    "url": openapi.PATH,
+    "url": DOCUMENT_PATH,
     "dom_id": "#swagger-ui",
     "deepLinking": True,
     "displayRequestDuration": True,
@@ -42,7 +47,7 @@ PAGE = f"""<!doctype html>
 <link rel="stylesheet" href="{PREFIX}/swagger-ui.css">
 </head>
 <body>
-<div id="swagger-ui"><noscript>This page needs JavaScript; the document itself is at {openapi.PATH}.</noscript></div>
+<div id="swagger-ui"><noscript>This page needs JavaScript; the document itself is at {DOCUMENT_PATH}.</noscript></div>
 <script src="{PREFIX}/swagger-ui-bundle.js"></script>
 <script src="{PREFIX}/start.js"></script>
 </body>
@@ -52,9 +57,16 @@ PAGE = f"""<!doctype html>
 START = f"window.ui = SwaggerUIBundle({json.dumps(OPTIONS)});\n"
 
 
-def register(app: Flask) -> None:
-    """Add the page and its files to `app`."""
+def register(app: Flask, backend: Backend) -> None:
+    """Add the document, the page and its files to `app`. The document is made at the first request for it."""
     folder = _packaged_files()
+
+    @lru_cache(maxsize=1)
+    def document() -> bytes:
+        from web import openapi  # a sixth of the time to start, for what few processes are ever asked
+
+        made = openapi.document(backend.settings, open_to_all=backend.keys.open)
+        return json.dumps(made, ensure_ascii=False).encode()
 
     def page() -> Response:
         return _guarded(Response(PAGE, mimetype="text/html"))
@@ -67,6 +79,7 @@ def register(app: Flask) -> None:
         del response.headers["Cache-Control"]  # the edge adds its own
         return _guarded(response)
 
+    app.add_url_rule(DOCUMENT_PATH, "openapi", lambda: Response(document(), mimetype="application/json"))
     app.add_url_rule(f"{PREFIX}/", "swagger", page)
     app.add_url_rule(f"{PREFIX}/start.js", "swagger_start", start)
     app.add_url_rule(f"{PREFIX}/<path:name>", "swagger_file", file)
