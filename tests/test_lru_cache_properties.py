@@ -42,13 +42,15 @@ class Model:
         self.entries.append(entry)
         return entry[1]
 
-    def put(self, key: str, value: int, ttl: int | None) -> None:
+    def put(self, key: str, value: int, ttl: int | None) -> bool:
         self.delete(key)
         ttl = self.ttl if ttl is None else ttl
-        if ttl > 0 and value <= self.max_bytes:
+        kept = ttl > 0 and value <= self.max_bytes
+        if kept:
             self.entries.append((key, value, self.now + ttl))
         while len(self.entries) > self.max_size or sum(entry[1] for entry in self.entries) > self.max_bytes:
             del self.entries[0]
+        return kept
 
     def delete(self, key: str) -> bool:
         before = len(self.entries)
