@@ -20,7 +20,7 @@ from typing import TypeVar
 from errors import LedgerUnavailable
 from stores import reports
 from stores.books import MINUTES_KEPT_SECONDS, Books, LedgerTooNew
-from stores.engine import Connection, Engine
+from stores.engine import Connection, Engine, Sync
 from stores.group_commit import GroupCommit
 from stores.records import (
     ABANDONED,
@@ -42,7 +42,7 @@ from stores.records import (
     WindowUsage,
     key_scope,
 )
-from stores.sqlite import SQLiteEngine, Sync
+from stores.sqlite import SQLiteEngine
 
 __all__ = [
     "ABANDONED",

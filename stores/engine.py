@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+Sync = Literal["full", "normal", "off"]
+"""What a commit survives: a power cut, a kill only, or neither; each engine says how."""
 
 Value = str | int | None
 Row = tuple[Any, ...]

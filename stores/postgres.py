@@ -10,16 +10,14 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from functools import cache
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.numeric import Int8Dumper
 
-from stores.engine import Row, Value
-
-Sync = Literal["full", "normal", "off"]
+from stores.engine import Row, Sync, Value
 
 T = TypeVar("T")
 

@@ -22,12 +22,11 @@ from typing import Any
 from uuid import uuid4
 
 from lru_cache import CacheStats, Found, ResponseCache, StoredAnswer
-from stores.redis_link import Line, RedisLink, RedisUnavailable
+from stores.redis_link import LONGEST_EXPIRY_MS, Line, RedisLink, RedisUnavailable
 
 MARK = b"mtllm answer 1\n"
 _DIGEST_BYTES = 16
 _FACTS = ("input_tokens", "output_tokens", "cost", "model", "finish_reason", "stored_at")
-_LONGEST_EXPIRY_MS = 10 * 365 * 86_400 * 1000  # beyond it, Redis refuses the number
 _PAGE = 1000
 
 
@@ -51,7 +50,7 @@ class TieredCache:
         self._own = own
         self._ttl = ttl
         self._clock = clock
-        self._expiry_ms = int(min((ttl + stale_seconds) * 1000, _LONGEST_EXPIRY_MS))
+        self._expiry_ms = int(min((ttl + stale_seconds) * 1000, LONGEST_EXPIRY_MS))
         self._prefix = f"{link.prefix}answer:".encode()
         self._token_key = f"{link.prefix}deleted"
         self._token: bytes | None = None

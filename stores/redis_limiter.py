@@ -13,10 +13,9 @@ from functools import lru_cache
 
 from lru_cache import LRUCache
 from rate_limiter import Limit, RateLimiter, Verdict
-from stores.redis_link import RedisLink, RedisUnavailable, Script
+from stores.redis_link import LONGEST_EXPIRY_MS, RedisLink, RedisUnavailable, Script
 
 MICRO = 1_000_000
-_LONGEST_EXPIRY_MS = 10 * 365 * 86_400 * 1000  # beyond it, Redis refuses the number
 
 CHECK = Script(
     """
@@ -122,6 +121,6 @@ def _facts(limits: tuple[Limit, ...]) -> tuple[int, ...]:
         for fact in (
             limit.amount,
             limit.window_seconds * MICRO,
-            min((limit.window_seconds + 1) * 1000, _LONGEST_EXPIRY_MS),
+            min((limit.window_seconds + 1) * 1000, LONGEST_EXPIRY_MS),
         )
     )

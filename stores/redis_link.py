@@ -32,6 +32,7 @@ LONGEST_PAUSE_SECONDS = 2.0
 """Between tries while Redis is away."""
 OPEN_SECONDS = 0.2
 """How long the start waits for Redis; a name server may take longer than any time-out of ours."""
+LONGEST_EXPIRY_MS = 10 * 365 * 86_400 * 1000  # beyond it, Redis refuses the number
 WARN_SECONDS = 60.0
 """A link that goes up and down is warned of once in so long."""
 SCHEMA = 1

@@ -10,11 +10,8 @@ import time
 import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
-from stores.engine import Row, Value
-
-Sync = Literal["full", "normal", "off"]
+from stores.engine import Row, Sync, Value
 
 BUSY_SECONDS = 5.0
 PATIENCE_SECONDS = 15.0

@@ -22,7 +22,8 @@ from app import Api
 from errors import LedgerUnavailable
 from ledger import Ledger, open_ledger
 from stores import postgres as engine_module
-from stores.postgres import PostgresEngine, Sync
+from stores.engine import Sync
+from stores.postgres import PostgresEngine
 from tests.fakes import FakeClock
 from tests.ledgers import ATTEMPT, HIT, NOON, SETTLEMENT, PostgresDatabase, assert_adds_up, until
 from tests.postgres_server import PostgresServer

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from stores import sqlite
-from stores.sqlite import SQLiteConnection, SQLiteEngine, Sync
+from stores.engine import Sync
+from stores.sqlite import SQLiteConnection, SQLiteEngine
 from tests.ledgers import failure
 
 

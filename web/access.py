@@ -22,12 +22,12 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from accounting.prices import NANO
 from errors import Forbidden, Unauthorized
 from rate_limiter import Limit, parse_limits
 
 ADMIN_NAME: Final = "admin"
 LOOK_EVERY_SECONDS: Final = 1.0
-NANODOLLARS: Final = 10**9
 
 
 # Keys -----------------------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ class _Entry(BaseModel):
     daily_budget_usd: Decimal | None = Field(None, ge=0, le=10**9, allow_inf_nan=False)
 
     def api_key(self) -> ApiKey:
-        budget = None if self.daily_budget_usd is None else int(self.daily_budget_usd * NANODOLLARS)
+        budget = None if self.daily_budget_usd is None else int(self.daily_budget_usd * NANO)
         return ApiKey(self.name, self.rate_limits, budget)
 
 

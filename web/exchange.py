@@ -64,6 +64,12 @@ class Exchange:
         """Whom limits, logs and ledger know the caller as: the API key's name, else the address."""
         return self.key.name if self.key else self.client
 
+    def fail(self, error: ApiError) -> None:
+        """The request came to `error`; what is behind a defect of ours is for the log alone."""
+        self.error = error
+        if error.status == 500:
+            self.fault = error.__cause__
+
     def headers(self, overall: int, now: float) -> Headers:
         """Every header of ours, given the nano-dollars spent since the start and the monotonic time."""
         completion = self.completion

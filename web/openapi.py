@@ -18,7 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaV
 
 import errors
 import tasks
-from accounting.export import COLUMNS, export_csv, export_jsonl
+from accounting.export import COLUMNS
 from config import PROJECT, Settings
 from errors import ApiError, FieldError
 from ledger import GroupBy
@@ -266,9 +266,10 @@ def _text_body(media_type: str, description: str, example: str) -> Json:
 
 def _export_bodies() -> Json:
     columns = "\n".join(f"- `{column.name}`: {column.meaning}" for column in COLUMNS)
-    kinds = zip(FORMATS.values(), (export_csv, export_jsonl), strict=True)
     described = f"One attempt or hit a line:\n{columns}"
-    bodies = (_text_body(media_type, described, "".join(write([samples.EXPORTED]))) for (media_type, _), write in kinds)
+    bodies = (
+        _text_body(media_type, described, "".join(write([samples.EXPORTED]))) for media_type, write in FORMATS.values()
+    )
     return {media_type: body for each in bodies for media_type, body in each.items()}
 
 

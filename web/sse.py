@@ -88,10 +88,9 @@ def _ended(live: LiveStream) -> Completion:
 
 
 def _conclude(exchange: Exchange, completion: Completion) -> None:
-    error = completion.error
-    exchange.completion, exchange.error = completion, error
-    if isinstance(error, errors.InternalError):
-        exchange.fault = error.__cause__
+    exchange.completion = completion
+    if completion.error is not None:
+        exchange.fail(completion.error)
 
 
 def _end(exchange: Exchange, completion: Completion) -> Iterator[bytes]:

@@ -104,9 +104,7 @@ class TaskEdge:
 
 def refusal(exchange: Exchange, error: ApiError) -> Reply:
     """The JSON of every error: a sentence, a code, the request's id, and details where there are any."""
-    exchange.error = error
-    if error.status == 500:
-        exchange.fault = error.__cause__
+    exchange.fail(error)
     more = list(error.headers().items())
     if error.status == 401:
         more.append(("WWW-Authenticate", challenge(exchange.environ.get("PATH_INFO", ""))))

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from flask import Flask, Response, jsonify, request
 
-from accounting.export import LATEST, export_csv, export_jsonl, parse_time, rfc3339
+from accounting.export import EXPORTERS, LATEST, parse_time, rfc3339
 from accounting.prices import dollars
 from errors import FieldError, InvalidRequest
 from ledger import ExportRow, GroupBy, UsageGroup
@@ -18,8 +18,8 @@ DEFAULT_PERIOD = 30 * 86_400.0
 """Seconds before `to` at which a request without `from` begins."""
 
 FORMATS: dict[str, tuple[str, Callable[[Iterable[ExportRow]], Iterator[str]]]] = {
-    "csv": ("text/csv", export_csv),
-    "jsonl": ("application/x-ndjson", export_jsonl),
+    "csv": ("text/csv", EXPORTERS["csv"]),
+    "jsonl": ("application/x-ndjson", EXPORTERS["jsonl"]),
 }
 
 
