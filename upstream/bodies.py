@@ -6,19 +6,22 @@ import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from upstream.failures import failure_of_element, mapping, mappings
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
 
 READ_BYTES = 65_536
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """No answer of the API comes near; it bounds what a misbehaving peer can make us hold."""
 
 
-def pieces_of(response: Any) -> Iterator[bytes]:
+def pieces_of(response: BaseHTTPResponse) -> Iterator[bytes]:
     """The body as it arrives, decompressed. Raises ValueError past MAX_BODY_BYTES."""
     size = 0
-    while piece := response.raw.read1(READ_BYTES, decode_content=True):
+    while piece := response.read1(READ_BYTES, decode_content=True):
         size += len(piece)
         if size > MAX_BODY_BYTES:
             raise ValueError("the body is too long")
@@ -68,17 +71,17 @@ def _opens_array(text: str) -> bool:
     return bool(stripped)
 
 
-def readable(
-    pieces: Iterable[bytes], _chunk_size: int | None = 1, decode_unicode: bool = False
-) -> Iterator[str | bytes]:
-    """In place of `Response.iter_content`, which hands a stream on byte by byte: a plain body, or an array as text.
+def whole_body(pieces: Iterable[bytes]) -> bytes:
+    """A plain body, without thoughts. Raises ValueError when it has some and is no JSON."""
+    body = b"".join(pieces)
+    return _without_thoughts(body.decode()).encode() if _THOUGHT.encode() in body else body
 
-    The SDK asks for text (`decode_unicode`) when it reads a stream, and gets one element at a time.
+
+def elements_of(pieces: Iterable[bytes]) -> Iterator[str]:
+    """The body of a stream, an array, in parts of which each ends with one element.
+
+    Raises UpstreamFailure for an element that tells of an error, ValueError as `json_objects` does.
     """
-    if not decode_unicode:
-        body = b"".join(pieces)
-        yield _without_thoughts(body.decode()).encode() if _THOUGHT.encode() in body else body
-        return
     separator = "["
     for text in json_objects(pieces):
         if failure := failure_of_element(text):

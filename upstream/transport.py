@@ -1,21 +1,128 @@
-"""A requests session whose connections work for one `Call` at a time, so that the call can be ended from outside."""
+"""What stands between the SDK and Gemini: a session whose connections work for one `Call` at a time.
+
+So a call can be ended from outside. The session the SDK would make is one of requests, which looks for proxies,
+certificates, cookies, hooks and the pool anew for each request and takes as long for it as the SDK for all the rest;
+here they are found once. A bad status raises what it means before the SDK sees it, and no redirect is followed: it
+would carry the key to another host.
+"""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import requests
+from google.ai.generativelanguage_v1beta.services.generative_service.transports.base import DEFAULT_CLIENT_INFO
+from google.ai.generativelanguage_v1beta.services.generative_service.transports.rest import (
+    GenerativeServiceRestTransport,
+)
+from google.auth.credentials import AnonymousCredentials
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from urllib3.util.connection import create_connection
 
+from upstream.bodies import elements_of, pieces_of, whole_body
 from upstream.calls import Call, running
+from upstream.failures import failure_of_status
+
+MAX_ERROR_BYTES = 65_536
+
+
+class Transport(GenerativeServiceRestTransport):
+    """The SDK's REST transport over a `Session`, which has the key."""
+
+    def __init__(self, session: Session, endpoint: str) -> None:
+        super().__init__(host=endpoint, credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
+        self._session: Any = session
+        # Again: the wrapped methods hold the session of their making.
+        self._prep_wrapped_messages(DEFAULT_CLIENT_INFO)  # type: ignore[no-untyped-call]
+
+
+class Session:
+    """Sends to one endpoint, which proxies and certificates of the environment apply to; a loopback takes no proxy.
+
+    At most `connections` are kept alive; more requests than that at once work but connect anew.
+    """
+
+    def __init__(self, *, endpoint: str, api_key: str, connections: int) -> None:
+        self._headers = {"x-goog-api-key": api_key, "Accept-Encoding": "gzip, deflate", "Accept": "*/*"}
+        self._origin = "{0.scheme}://{0.netloc}".format(urlsplit(endpoint))
+        self._adapter = _Adapter(pool_connections=4, pool_maxsize=connections)
+        asked = requests.Request("POST", endpoint).prepare()
+        found = requests.Session().merge_environment_settings(endpoint, {}, None, None, None)
+        proxies = {} if is_loopback(endpoint) else found["proxies"]
+        self.pool = self._adapter.get_connection_with_tls_context(asked, found["verify"], proxies)
+        self._adapter.cert_verify(self.pool, endpoint, found["verify"], None)
+        self._absolute = self._adapter.request_url(asked, proxies).startswith("http")
+
+    def post(
+        self,
+        url: str,
+        *,
+        timeout: float,
+        headers: Mapping[str, str],
+        params: Sequence[tuple[str, str]],
+        data: str,
+        stream: bool = False,  # noqa: ARG002  # the SDK says it; here every body is read as it comes
+    ) -> Response:
+        """Send as the SDK asks for it, in the words of requests. Raises UpstreamFailure for a bad status."""
+        raw = self.pool.urlopen(
+            "POST",
+            f"{url if self._absolute else url.removeprefix(self._origin)}?{urlencode(params)}",
+            data.encode(),
+            {**headers, **self._headers},
+            retries=False,
+            redirect=False,
+            assert_same_host=False,
+            timeout=timeout,
+            preload_content=False,
+        )
+        running.call.answered = True
+        if raw.status != 200:
+            raise failure_of_status(raw.status, _error_body(raw), raw.headers)
+        return Response(raw)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._adapter.close()
+
+
+class Response:
+    """An answer with a good status, in the words of requests as far as the SDK uses them."""
+
+    status_code = 200
+
+    def __init__(self, raw: BaseHTTPResponse) -> None:
+        self._raw = raw
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._raw.headers
+
+    @property
+    def content(self) -> bytes:
+        """The body of a plain answer; it can be read once."""
+        return whole_body(pieces_of(self._raw))
+
+    def iter_content(self, *, decode_unicode: bool) -> Iterator[str]:  # noqa: ARG002  # the SDK wants text, always
+        """The body of a stream, one element of its array at a time; requests would hand it on byte by byte."""
+        return elements_of(pieces_of(self._raw))
+
+    def close(self) -> None:
+        self._raw.close()
+
+
+def _error_body(raw: BaseHTTPResponse) -> bytes:
+    with raw:
+        try:
+            return raw.read(MAX_ERROR_BYTES, decode_content=True)
+        except Exception:  # the status says enough
+            return b""
 
 
 class _Owned:
@@ -24,6 +131,7 @@ class _Owned:
     owner: Call | None = None
     wire: socket.socket | None = None
     _requests = 0
+    _held: list[bytes] | None = None
 
     def _new_conn(self: Any) -> socket.socket:
         """Connect; all addresses of the host together have until the call is due (urllib3: each of them)."""
@@ -57,7 +165,20 @@ class _Owned:
         call.reused = self._requests > 0
         call.sent = True
         self._requests += 1
-        super().request(*args, **options)  # type: ignore[misc]
+        held: list[bytes] = []
+        self._held = held
+        try:
+            super().request(*args, **options)  # type: ignore[misc]
+        finally:
+            self._held = None
+        self.send(b"".join(held))
+
+    def send(self: Any, data: Any) -> None:
+        """Send head and body of a request as one, which wakes the other side once."""
+        if self._held is None:
+            super().send(data)  # type: ignore[misc]
+        else:
+            self._held.append(data)
 
 
 class _Connection(_Owned, HTTPConnection):
@@ -99,34 +220,6 @@ class _Adapter(HTTPAdapter):
         manager = super().proxy_manager_for(*args, **options)
         manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
         return manager
-
-
-def prepare(
-    session: requests.Session,
-    *,
-    endpoint: str,
-    connections: int,
-    judge: Callable[[Any], None],
-) -> None:
-    """Make `session` send through connections as above, at most `connections` kept.
-
-    `judge` gets each response before its body is read and raises what a bad status means, so no redirect is followed
-    (it would carry the key to another host) and no status makes the session repeat a request by itself. Proxies and
-    certificates that the environment names are looked up here once; for a loopback endpoint they are ignored.
-    """
-    adapter = _Adapter(pool_connections=4, pool_maxsize=connections, max_retries=0)
-    session.mount("https://", adapter)
-    session.mount("http://", adapter)
-    if not is_loopback(endpoint):
-        found = session.merge_environment_settings(endpoint, {}, None, None, None)
-        session.proxies, session.verify = found["proxies"], found["verify"]
-    session.trust_env = False
-
-    def on_response(response: Any, *_args: Any, **_options: Any) -> None:
-        running.call.answered = True
-        judge(response)
-
-    session.hooks["response"].append(on_response)
 
 
 def is_loopback(endpoint: str) -> bool:
