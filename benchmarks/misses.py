@@ -12,23 +12,25 @@ import json
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from statistics import median
 
+from benchmarks.floor import MODEL, PROXY_PATH, sdk_model
 from benchmarks.load import Order, Request, Round, middle, offer
-from benchmarks.servers import CORES, KEY, PROJECT, Server, emulator, pinned, service
+from benchmarks.servers import CORES, KEY, PROJECT, Server, emulator, floor, pinned, service
 from benchmarks.tables import head, row
 
-MODEL = "gemini-2.5-flash-lite"
 CONNECTIONS = 16
+THREADS = 32
+"""Of both: the default of `python app.py`."""
 LATENCY_MS = 100
 MISS = Request(
     "/api/v1/generate/text",
     json.dumps({"prompt": "Explain why the sky is blue, in words of number {n}."}),
     {"X-API-Key": KEY},
 )
+BARE = Request(PROXY_PATH, MISS.body)
 DIRECT = Request(
     f"/v1beta/models/{MODEL}:generateContent",
     json.dumps({"contents": [{"role": "user", "parts": [{"text": "Explain why the sky is blue, number {n}."}]}]}),
@@ -39,37 +41,54 @@ _numbers = count(0, 1_000_000)  # each round asks for prompts that no other asks
 
 def table(*, quick: bool = False) -> Iterator[str]:
     """The lines of the Markdown table."""
-    yield head("measure", "value", "spread")
-    yield from _latency(rounds=1 if quick else 5, seconds=1.0 if quick else 4.0)
-    yield from _throughput(rounds=1 if quick else 5, seconds=1.0 if quick else 4.0, calls=20 if quick else 500)
+    rounds, seconds = (1, 1.0) if quick else (5, 4.0)
+    yield head("measure", "service", "bare Flask with the SDK")
+    yield from _latency(rounds, seconds)
+    yield from _throughput(rounds, seconds, calls=20 if quick else 500)
 
 
 def _latency(rounds: int, seconds: float) -> Iterator[str]:
-    with emulator(LATENCY_MS) as upstream, service(upstream) as served:
-        _round(served, MISS, 1.0)
-        pairs = [(_round(upstream, DIRECT, seconds), _round(served, MISS, seconds)) for _ in range(rounds)]
-    itself, ours = middle([pair[0] for pair in pairs]), middle([pair[1] for pair in pairs])
-    added = [(answered.p50 - direct.p50) * 1000 for direct, answered in pairs]
-    case = f"ms, upstream of {LATENCY_MS} ms, {CONNECTIONS} connections"
-    for name, side in (("upstream itself", itself), ("through the service", ours)):
-        yield row(f"median {case}: {name}", f"{side.p50 * 1000:.1f}", "")
-        yield row(f"p99 {case}: {name}", f"{side.p99 * 1000:.1f}", "")
-    yield row("**ms added at the median**", f"{median(added):.1f}", f"{min(added):.1f}-{max(added):.1f}")
+    with emulator(LATENCY_MS) as upstream, service(upstream) as served, floor(THREADS, upstream=upstream) as bare:
+        sides = ((served, MISS), (bare, BARE))
+        for side in sides:
+            _round(*side, 1.0)
+        direct, ours, theirs = zip(
+            *((_round(upstream, DIRECT, seconds), *(_round(*side, seconds) for side in sides)) for _ in range(rounds)),
+            strict=True,
+        )
+    case = f"{LATENCY_MS} ms at Gemini, {CONNECTIONS} connections"
+    yield row(f"**ms added at the median**, {case}", _added(ours, direct), _added(theirs, direct))
+    yield row(f"p99 ms, {case}", *(f"{middle(side).p99 * 1000:.0f}" for side in (ours, theirs)))
+
+
+def _added(through: Sequence[Round], direct: Sequence[Round]) -> str:
+    return _spread([(one.p50 - other.p50) * 1000 for one, other in zip(through, direct, strict=True)], "{:.1f}")
 
 
 def _throughput(rounds: int, seconds: float, calls: int) -> Iterator[str]:
-    with emulator() as upstream, service(upstream) as served:
-        _round(served, MISS, 1.0)
-        before = served.cpu_seconds()
-        came = [_round(served, MISS, seconds) for _ in range(rounds)]
-        cpu = (served.cpu_seconds() - before) / sum(r.answers for r in came) * 1000
-        bare = [_bare_sdk_ms(upstream.url, calls) for _ in range(rounds)]
-    rates = sorted(r.rate for r in came)
-    case = f"upstream of 0 ms, {CONNECTIONS} connections"
-    yield row(f"**answers a second**, {case}", f"{median(rates):.0f}", f"{rates[0]:.0f}-{rates[-1]:.0f}")
-    yield row("processor ms per miss, all of the service", f"{cpu:.2f}", "")
-    yield row("processor ms per bare SDK call", f"{median(bare):.2f}", f"{min(bare):.2f}-{max(bare):.2f}")
-    yield row("the bare SDK call's share of a miss", f"{median(bare) / cpu:.0%}", "")
+    with emulator() as upstream, service(upstream) as served, floor(THREADS, upstream=upstream) as bare:
+        (ours, our_cpu), (theirs, their_cpu) = _in_turns(((served, MISS), (bare, BARE)), rounds, seconds)
+        alone = [_bare_sdk_ms(upstream.url, calls) for _ in range(rounds)]
+    case = f"0 ms at Gemini, {CONNECTIONS} connections"
+    yield row(f"**answers a second**, {case}", *(_spread([r.rate for r in side], "{:.0f}") for side in (ours, theirs)))
+    yield row("processor ms per answer, all of the process", f"{our_cpu:.2f}", f"{their_cpu:.2f}")
+    yield row("processor ms per SDK call by itself, in one thread", "", _spread(alone, "{:.2f}"))
+
+
+def _in_turns(sides: Sequence[tuple[Server, Request]], rounds: int, seconds: float) -> list[tuple[list[Round], float]]:
+    """The rounds of each side after a warm-up, and its processor milliseconds per answer."""
+    for side in sides:
+        _round(*side, 1.0)
+    before = [server.cpu_seconds() for server, _ in sides]
+    came = [[_round(*side, seconds) for side in sides] for _ in range(rounds)]
+    cpu = [server.cpu_seconds() - spent for (server, _), spent in zip(sides, before, strict=True)]
+    by_side = [list(side) for side in zip(*came, strict=True)]
+    return [(side, spent / sum(r.answers for r in side) * 1000) for side, spent in zip(by_side, cpu, strict=True)]
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    middle_one, least, most = (form.format(value) for value in (median(values), min(values), max(values)))
+    return f"{middle_one} ({least}-{most})"
 
 
 def _round(server: Server, request: Request, seconds: float) -> Round:
@@ -90,12 +109,8 @@ def _bare_sdk_ms(url: str, calls: int) -> float:
 
 def main(arguments: list[str]) -> None:
     """Call `generate_content` so often in one thread; print processor milliseconds per call."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the SDK's support has ended, and it says so
-        from google.generativeai import client, generative_models
     url, calls = arguments[0], int(arguments[1])
-    client.configure(api_key="benchmark", transport="rest", client_options={"api_endpoint": url})
-    model = generative_models.GenerativeModel(MODEL)
+    model = sdk_model(url)
     for _ in range(10):
         model.generate_content("warm-up")
     before = time.process_time()

@@ -146,10 +146,11 @@ def answers(port: int, path: str) -> bool:
         return False
 
 
-def floor(threads: int = 4) -> Server:
+def floor(threads: int = 4, *, upstream: Server | None = None) -> Server:
     """Bare Flask; see `benchmarks.floor`."""
     port = free_port()
-    return Server(["-m", "benchmarks.floor", f"--port={port}", f"--threads={threads}"], port)
+    gemini = [] if upstream is None else [f"--gemini={upstream.url}"]
+    return Server(["-m", "benchmarks.floor", f"--port={port}", f"--threads={threads}", *gemini], port)
 
 
 def emulator(latency_ms: float = 0) -> Server:
