@@ -67,6 +67,7 @@ class Api(Flask):
             if task is not None:
                 body = self._send(exchange, self.task_edge.reply(exchange, task), start_response)
             else:
+                environ[ENVIRON_KEY] = exchange  # a cycle, which only the garbage collector ends: not for the tasks
                 _encode_query(environ)
                 body = super().wsgi_app(environ, partial(self._start, exchange, start_response))
         except BaseException:
@@ -103,9 +104,7 @@ class Api(Flask):
         if not self.backend.is_open:
             self._open_backend(environ)
         client = self.backend.clients.client(environ.get("REMOTE_ADDR"), environ.get("HTTP_X_FORWARDED_FOR"))
-        exchange = Exchange(environ, client=client, timestamp=self.clock(), started=self.monotonic())
-        environ[ENVIRON_KEY] = exchange
-        return exchange
+        return Exchange(environ, client=client, timestamp=self.clock(), started=self.monotonic())
 
     def _open_backend(self, environ: dict[str, Any]) -> None:
         self.backend.open(waitress_threads(environ) or DEFAULT_THREADS)

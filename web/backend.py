@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -220,6 +221,7 @@ class Backend:
         if self.model is not None:
             with contextlib.suppress(Exception):
                 self.model.warm_up()
+        gc.freeze()  # all this stays; to look through it for garbage would stop the world for a tenth of a second
 
     def budgets(self, key: ApiKey | None) -> tuple[Budget, ...]:
         """What a request of `key` must stay within."""
