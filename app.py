@@ -22,14 +22,14 @@ import errors
 from config import Settings, SettingsError, load_settings
 from errors import ApiError
 from tasks import TASKS
-from web import dashboard, headers, metrics, operations, swagger, usage
+from web import dashboard, headers, metrics, operations, process, swagger, usage
 from web.access import access_of
 from web.backend import DEFAULT_THREADS, Backend
 from web.cors import Cors
 from web.door import Door
 from web.exchange import ENVIRON_KEY, Exchange
 from web.headers import Headers
-from web.lifecycle import Lifecycle, quiet_waitress_queue, waitress_threads, waitress_unsent
+from web.lifecycle import Lifecycle, waitress_threads, waitress_unsent
 from web.recent import Recent
 from web.task_edge import Reply, TaskEdge, refusal
 
@@ -223,7 +223,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     with exit_on_bad_settings():
         app = create_app(load_settings())
-    quiet_waitress_queue()
+    process.prepare()
     app.lifecycle.drain_on_sigterm(app.backend.close)
     globals()["app"] = app
     return app
@@ -242,6 +242,7 @@ def exit_on_bad_settings() -> Iterator[None]:
 def main(argv: list[str] | None = None) -> int:
     """`python app.py`: serve with waitress until SIGTERM or Ctrl-C."""
     options = _options(argv)
+    process.prepare()
     with exit_on_bad_settings():
         settings = load_settings()
         return _serve_offline(settings) if options.offline else _serve(settings)

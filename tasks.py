@@ -99,7 +99,8 @@ Label = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CATEGORY_C
 class TaskRequest(BaseModel):
     """What every request model shares: JSON types as they are (no coercion), unknown fields refused."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    # Only names are worth pydantic's string cache, which would otherwise hold on to the last 16,384 short prompts.
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, cache_strings="keys")
 
 
 class GenerateTextRequest(TaskRequest):

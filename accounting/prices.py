@@ -150,7 +150,7 @@ class SpendMeter:
         return self._total
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def format_usd(nano: int) -> str:
     """Dollars with exactly six decimals, rounded half even: 170_000 nano-dollars are `0.000170`."""
     if nano < 0:

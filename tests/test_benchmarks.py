@@ -82,8 +82,8 @@ class TestLoad:
 
     def test_the_middle_of_rounds_is_their_median(self) -> None:
         """Rates and times are medians, counts are sums."""
-        rounds = [Round(rate, rate / 10, rate, 5, 1) for rate in (1.0, 9.0, 2.0)]
-        assert load.middle(rounds) == Round(2.0, 0.2, 2.0, 15, 3)
+        rounds = [Round(rate, rate / 10, rate, 3 * rate, 5, 1) for rate in (1.0, 9.0, 2.0)]
+        assert load.middle(rounds) == Round(2.0, 0.2, 2.0, 6.0, 15, 3)
 
 
 class TestServers:
@@ -104,8 +104,8 @@ class TestServers:
 class TestTables:
     def test_a_pair_compares_round_by_round(self) -> None:
         """Each round of the service is held against the floor's round beside it."""
-        ours = Measured((Round(50, 1, 1, 1, 0), Round(90, 1, 1, 1, 0)), 1.0)
-        bare = Measured((Round(100, 1, 1, 1, 0), Round(100, 1, 1, 1, 0)), 1.0)
+        ours = Measured((Round(50, 1, 1, 1, 1, 0), Round(90, 1, 1, 1, 1, 0)), 1.0)
+        bare = Measured((Round(100, 1, 1, 1, 1, 0), Round(100, 1, 1, 1, 1, 0)), 1.0)
         assert Pair(ours, bare).ratios == [0.5, 0.9]
 
     def test_growth_in_quick_form(self, tmp_path: Path) -> None:

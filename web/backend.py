@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import gc
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from stores.redis_limiter import SharedRateLimiter
 from stores.redis_link import RedisLink
 from stores.redis_spend import SharedSpend
 from stores.response_journal import ResponseJournal
+from web import process
 from web.access import ApiKey, ClientResolver, KeyRing
 
 DEFAULT_THREADS = 4
@@ -221,7 +221,7 @@ class Backend:
         if self.model is not None:
             with contextlib.suppress(Exception):
                 self.model.warm_up()
-        gc.freeze()  # all this stays; to look through it for garbage would stop the world for a tenth of a second
+        process.freeze()
 
     def budgets(self, key: ApiKey | None) -> tuple[Budget, ...]:
         """What a request of `key` must stay within."""

@@ -7,7 +7,6 @@ leaves with status 0.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -122,10 +121,3 @@ def _waitress_server(environ: dict[str, Any]) -> Any:
     """waitress hands an application a bound method of the request's channel, and the channel knows its server."""
     client_disconnected = environ.get("waitress.client_disconnected")
     return getattr(getattr(client_disconnected, "__self__", None), "server", None)
-
-
-def quiet_waitress_queue() -> None:
-    """waitress warns on standard error of every request that waits a moment for a thread: under load, thousands of
-    lines a second that cost more than the requests they tell of. Waiting shows in /metrics as admission and duration.
-    """
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)

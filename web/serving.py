@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,8 @@ from waitress.server import create_server
 
 from accounting.prices import NANO, Price, exact_usd
 from config import Settings
-from web.lifecycle import quiet_waitress_queue, unsent
+from web import process
+from web.lifecycle import unsent
 
 if TYPE_CHECKING:
     from app import Api
@@ -31,8 +31,7 @@ class CannotServeError(Exception):
 def serve(app: Api) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises CannotServeError."""
     settings = app.settings
-    quiet_waitress_queue()
-    _allow_descriptors()
+    process.allow_descriptors(DESCRIPTORS)
     server = _listening(app, settings)
     try:
         print("\n".join(banner(app, _addresses(server))), flush=True)
@@ -44,14 +43,6 @@ def serve(app: Api) -> None:
     finally:
         server.close()
         app.backend.close()
-
-
-def _allow_descriptors() -> None:
-    """Raise the soft limit of open files to what connections and all else may need, where the hard one lets us."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _listening(app: Api, settings: Settings) -> Any:
