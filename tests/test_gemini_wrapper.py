@@ -672,6 +672,24 @@ def test_a_proxy_is_used_for_other_hosts(client: Client, monkeypatch: pytest.Mon
     assert asked[0].startswith(f"POST http://gemini.invalid/v1beta/models/{MODEL}:generateContent?".encode())
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("HTTPS_PROXY", "socks5://127.0.0.1:9"), ("HTTPS_PROXY", "http://"), ("REQUESTS_CA_BUNDLE", "/no/such/file")],
+)
+def test_what_the_environment_names_must_be_usable(
+    client: Client, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """A proxy that does not speak HTTP, one without a host, certificates that are not there: each call says so."""
+    for other in ("NO_PROXY", "no_proxy", "https_proxy"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, value)
+    gemini = client("https://gemini.invalid")
+    for _ in range(2):
+        with pytest.raises(UpstreamError, match="proxy or the certificates") as raised:
+            ask(gemini)
+        assert not raised.value.maybe_billed
+
+
 def test_a_client_that_was_never_used_closes() -> None:
     """It knows its model, and there is nothing to close."""
     with Gemini(api_key=KEY, model=MODEL) as gemini:

@@ -21,11 +21,13 @@ from google.ai.generativelanguage_v1beta.services.generative_service.transports.
 )
 from google.auth.credentials import AnonymousCredentials
 from requests.adapters import HTTPAdapter
-from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool
+from requests.exceptions import InvalidSchema
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, ProxyManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from urllib3.util.connection import create_connection
 
+from errors import UpstreamError
 from upstream.bodies import elements_of, pieces_of, whole_body
 from upstream.calls import Call, running
 from upstream.failures import failure_of_status
@@ -46,7 +48,8 @@ class Transport(GenerativeServiceRestTransport):
 class Session:
     """Sends to one endpoint, which proxies and certificates of the environment apply to; a loopback takes no proxy.
 
-    At most `connections` are kept alive; more requests than that at once work but connect anew.
+    At most `connections` are kept alive; more requests than that at once work but connect anew. Raises UpstreamError
+    when proxy or certificates cannot be used.
     """
 
     def __init__(self, *, endpoint: str, api_key: str, connections: int) -> None:
@@ -56,8 +59,11 @@ class Session:
         asked = requests.Request("POST", endpoint).prepare()
         found = requests.Session().merge_environment_settings(endpoint, {}, None, None, None)
         proxies = {} if is_loopback(endpoint) else found["proxies"]
-        self.pool = self._adapter.get_connection_with_tls_context(asked, found["verify"], proxies)
-        self._adapter.cert_verify(self.pool, endpoint, found["verify"], None)
+        try:
+            self.pool = self._adapter.get_connection_with_tls_context(asked, found["verify"], proxies)
+            self._adapter.cert_verify(self.pool, endpoint, found["verify"], None)
+        except (OSError, ValueError) as problem:  # requests' own are OSErrors
+            raise UpstreamError("The proxy or the certificates that the environment names cannot be used.") from problem
         self._absolute = self._adapter.request_url(asked, proxies).startswith("http")
 
     def post(
@@ -218,6 +224,8 @@ class _Adapter(HTTPAdapter):
 
     def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
         manager = super().proxy_manager_for(*args, **options)
+        if not isinstance(manager, ProxyManager):
+            raise InvalidSchema("only HTTP proxies are understood")  # SOCKS has connections of its own
         manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
         return manager
 
