@@ -23,7 +23,14 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any, Self
 
-from errors import ApiError, ContentBlocked, MaxOutputTokensTooSmall, NotConfigured, UpstreamInvalidAnswer
+from errors import (
+    ApiError,
+    ContentBlocked,
+    MaxOutputTokensTooSmall,
+    NotConfigured,
+    UpstreamInvalidAnswer,
+    UpstreamTimeout,
+)
 from tasks import TASK_BY_NAME, Answer, FinishReason, Instruction, TokenUsage, parse
 from upstream.calls import Call, Cut, Watchdog
 from upstream.failures import translated
@@ -93,7 +100,7 @@ class Gemini:
 
         A completed call whose answer cannot be used is an Answer with `failure` set, for it may cost money.
         """
-        sdk = self._sdk()
+        sdk = self._sdk_by(deadline)
         request = sdk.request(self._model, instruction)
         call = Call(sdk.watchdog, deadline)
         call.allow()
@@ -114,7 +121,7 @@ class Gemini:
         The first chunk takes at most `first_seconds`, it and each gap between chunks at most `gap_seconds`, and the
         whole ends by `deadline`.
         """
-        sdk = self._sdk()
+        sdk = self._sdk_by(deadline)
         request = sdk.request(self._model, instruction)
         call = Call(sdk.watchdog, deadline)
 
@@ -123,6 +130,12 @@ class Gemini:
 
         first_seconds = min(first_seconds, gap_seconds)
         return AnswerStream(send, call, self._model, first_seconds=first_seconds, gap_seconds=gap_seconds)
+
+    def _sdk_by(self, deadline: float) -> _Sdk:
+        sdk = self._sdk()
+        if self._monotonic() >= deadline:
+            raise UpstreamTimeout  # the import, say, took all the time; nothing tells that Gemini fails
+        return sdk
 
     def _sdk(self) -> _Sdk:
         with self._building:
