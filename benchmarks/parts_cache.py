@@ -3,9 +3,10 @@
     python -m benchmarks.parts_cache            all of it, a few minutes
     python -m benchmarks.parts_cache --smoke    that it runs, a few seconds
 
-Contenders take turns within each round; the figure is the median of the rounds. A cache operation is a look-up and,
-after a miss, a store. A rate check is one limit of 60 a minute unless the row says otherwise; beside `limits`, which
-tells the remaining calls only when asked once more, ours has told them already.
+Contenders take turns within each round; figures are medians of the rounds, and so is the ratio, which is taken round
+by round. A cache operation is a look-up and, after a miss, a store. A rate check is one limit of 60 a minute unless the
+row says otherwise; beside `limits`, which tells the remaining calls only when asked once more, ours has told them
+already.
 """
 
 from __future__ import annotations
@@ -39,17 +40,22 @@ class Scale:
     probes: int
 
 
-FULL = Scale(operations=100_000, rounds=7, growth=(100, 1_000, 10_000, 100_000, 1_000_000), probes=50_000)
+FULL = Scale(operations=50_000, rounds=7, growth=(100, 1_000, 10_000, 100_000, 1_000_000), probes=50_000)
 SMOKE = Scale(operations=800, rounds=1, growth=(100, 1_000), probes=200)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One comparison: operations a second of each contender, ours first."""
+    """One comparison: operations a second of each contender in each round, ours first."""
 
     trace: str
     threads: int
-    rates: dict[str, float]
+    rates: dict[str, list[float]]
+
+    @property
+    def ahead(self) -> list[float]:
+        """How many times the best of the others ours is, lowest first, one for each round."""
+        return sorted(ours / max(others) for ours, *others in zip(*self.rates.values(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +206,7 @@ def compare(contenders: dict[str, Callable[[], Operation]], keys: int, scale: Sc
             for _ in range(scale.rounds):
                 for contender, make in contenders.items():
                     rates[contender].append(len(trace) / seconds(make(), trace, threads))
-            yield Row(name, threads, {contender: median(measured) for contender, measured in rates.items()})
+            yield Row(name, threads, rates)
 
 
 def growth(scale: Scale) -> Iterator[Growth]:
@@ -236,15 +242,15 @@ def fastest(operation: Callable[[Any], object], arguments: Sequence[Any], rounds
 
 
 def table_of(title: str, rows: Iterator[Row]) -> Iterator[str]:
-    """Markdown: operations a second, and how many times the best of the others ours is."""
+    """Markdown: operations a second, and how many times the best of the others ours is, round by round."""
     yield f"\n### {title}, operations a second\n"
     for number, row in enumerate(rows):
-        ours, *others = row.rates.values()
         if number == 0:
-            yield f"| trace | threads | {' | '.join(row.rates)} | ahead of the best other |"
+            yield f"| trace | threads | {' | '.join(row.rates)} | ahead of the best other (spread) |"
             yield "|---|---:|" + "---:|" * (len(row.rates) + 1)
-        figures = " | ".join(f"{rate:,.0f}" for rate in row.rates.values())
-        yield f"| {row.trace} | {row.threads} | {figures} | {ours / max(others):.2f} |"
+        figures = " | ".join(f"{median(rates):,.0f}" for rates in row.rates.values())
+        spread = f"{median(row.ahead):.2f} ({row.ahead[0]:.2f}-{row.ahead[-1]:.2f})"
+        yield f"| {row.trace} | {row.threads} | {figures} | {spread} |"
 
 
 def table_of_growth(rows: Iterator[Growth]) -> Iterator[str]:
