@@ -34,7 +34,6 @@ def sdk_model(url: str) -> Any:
 def create_app(gemini: str | None = None) -> Flask:
     """The application with its routes: `/echo`, `/health` and, with an emulator's URL, `/ask`."""
     app = Flask("floor", static_folder=None)
-    model = sdk_model(gemini) if gemini else None
 
     @app.post(PATH)
     def echo() -> Response:
@@ -46,14 +45,16 @@ def create_app(gemini: str | None = None) -> Flask:
             usage={"input_tokens": len(asked["prompt"]), "output_tokens": 60, "source": "none"},
         )
 
-    @app.post(PROXY_PATH)
-    def ask() -> Response:
-        assert model is not None
-        return jsonify(generated_text=model.generate_content(request.get_json()["prompt"]).text)
-
     @app.get("/health")
     def health() -> Response:
         return jsonify(status="healthy")
+
+    if gemini is not None:
+        model = sdk_model(gemini)
+
+        @app.post(PROXY_PATH)
+        def ask() -> Response:
+            return jsonify(generated_text=model.generate_content(request.get_json()["prompt"]).text)
 
     return app
 

@@ -10,7 +10,7 @@ from statistics import median
 from benchmarks.floor import PATH as FLOOR_PATH
 from benchmarks.load import Order, Request, Round, middle, offer
 from benchmarks.servers import KEY, Server, emulator, floor, service
-from benchmarks.tables import head, row
+from benchmarks.tables import head, row, spread
 
 PROMPT = json.dumps({"prompt": "Explain in two sentences why the sky is blue in the day and red in the evening."})
 HIT = Request("/api/v1/generate/text", PROMPT, {"X-API-Key": KEY})
@@ -91,7 +91,7 @@ def _row(name: str, connections: int, pair: Pair) -> str:
     return row(
         name,
         f"{connections}",
-        f"{median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})",
+        spread(ratios),
         *(f"{side.rate:,.0f}" for side in (ours, bare)),
         *(f"{side.p50 * 1000:.2f}" for side in (ours, bare)),
         *(f"{side.p99 * 1000:.1f}" for side in (ours, bare)),

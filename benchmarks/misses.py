@@ -14,12 +14,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from itertools import count
-from statistics import median
 
 from benchmarks.floor import MODEL, PROXY_PATH, sdk_model
 from benchmarks.load import Order, Request, Round, middle, offer
 from benchmarks.servers import CORES, KEY, PROJECT, Server, emulator, floor, pinned, service
-from benchmarks.tables import head, row
+from benchmarks.tables import head, row, spread
 
 CONNECTIONS = 16
 THREADS = 32
@@ -62,7 +61,7 @@ def _latency(rounds: int, seconds: float) -> Iterator[str]:
 
 
 def _added(through: Sequence[Round], direct: Sequence[Round]) -> str:
-    return _spread([(one.p50 - other.p50) * 1000 for one, other in zip(through, direct, strict=True)], "{:.1f}")
+    return spread([(one.p50 - other.p50) * 1000 for one, other in zip(through, direct, strict=True)], 1)
 
 
 def _throughput(rounds: int, seconds: float, calls: int) -> Iterator[str]:
@@ -70,9 +69,9 @@ def _throughput(rounds: int, seconds: float, calls: int) -> Iterator[str]:
         (ours, our_cpu), (theirs, their_cpu) = _in_turns(((served, MISS), (bare, BARE)), rounds, seconds)
         alone = [_bare_sdk_ms(upstream.url, calls) for _ in range(rounds)]
     case = f"0 ms at Gemini, {CONNECTIONS} connections"
-    yield row(f"**answers a second**, {case}", *(_spread([r.rate for r in side], "{:.0f}") for side in (ours, theirs)))
+    yield row(f"**answers a second**, {case}", *(spread([r.rate for r in side], 0) for side in (ours, theirs)))
     yield row("processor ms per answer, all of the process", f"{our_cpu:.2f}", f"{their_cpu:.2f}")
-    yield row("processor ms per SDK call by itself, in one thread", "", _spread(alone, "{:.2f}"))
+    yield row("processor ms per SDK call by itself, in one thread", "", spread(alone))
 
 
 def _in_turns(sides: Sequence[tuple[Server, Request]], rounds: int, seconds: float) -> list[tuple[list[Round], float]]:
@@ -84,11 +83,6 @@ def _in_turns(sides: Sequence[tuple[Server, Request]], rounds: int, seconds: flo
     cpu = [server.cpu_seconds() - spent for (server, _), spent in zip(sides, before, strict=True)]
     by_side = [list(side) for side in zip(*came, strict=True)]
     return [(side, spent / sum(r.answers for r in side) * 1000) for side, spent in zip(by_side, cpu, strict=True)]
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    middle_one, least, most = (form.format(value) for value in (median(values), min(values), max(values)))
-    return f"{middle_one} ({least}-{most})"
 
 
 def _round(server: Server, request: Request, seconds: float) -> Round:

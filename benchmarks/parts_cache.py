@@ -21,6 +21,7 @@ from statistics import median
 from threading import Barrier, Lock, Thread
 from typing import Any
 
+from benchmarks.tables import spread
 from lru_cache import LRUCache, RateLimitCache, ResponseCache, StoredAnswer
 from rate_limiter import RateLimiter, parse_limits
 
@@ -54,8 +55,8 @@ class Row:
 
     @property
     def ahead(self) -> list[float]:
-        """How many times the best of the others ours is, lowest first, one for each round."""
-        return sorted(ours / max(others) for ours, *others in zip(*self.rates.values(), strict=True))
+        """How many times the best of the others ours is, one for each round."""
+        return [ours / max(others) for ours, *others in zip(*self.rates.values(), strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +250,7 @@ def table_of(title: str, rows: Iterator[Row]) -> Iterator[str]:
             yield f"| trace | threads | {' | '.join(row.rates)} | ahead of the best other (spread) |"
             yield "|---|---:|" + "---:|" * (len(row.rates) + 1)
         figures = " | ".join(f"{median(rates):,.0f}" for rates in row.rates.values())
-        spread = f"{median(row.ahead):.2f} ({row.ahead[0]:.2f}-{row.ahead[-1]:.2f})"
-        yield f"| {row.trace} | {row.threads} | {figures} | {spread} |"
+        yield f"| {row.trace} | {row.threads} | {figures} | {spread(row.ahead)} |"
 
 
 def table_of_growth(rows: Iterator[Growth]) -> Iterator[str]:

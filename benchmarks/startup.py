@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from statistics import median
 
 from benchmarks.load import Order, Request, offer
 from benchmarks.servers import Server, emulator, floor, service
-from benchmarks.tables import head, row
+from benchmarks.tables import head, row, spread
 
 CONNECTIONS = 16
 IDLE_SECONDS = 3.0
@@ -42,7 +41,7 @@ def _cold_start(rounds: int, idle_seconds: float) -> Iterator[str]:
             with floor() as flask:
                 bare.append(flask.seconds_to_healthy)
                 bare_idle = flask.resident_mb()
-    yield row("s from `python app.py --offline` to the first healthy answer", _spread(ours), _spread(bare))
+    yield row("s from `python app.py --offline` to the first healthy answer", spread(ours), spread(bare))
     yield row(f"MB resident, idle, {idle_seconds:g} s after the start", f"{idle:.1f}", f"{bare_idle:.1f}")
 
 
@@ -69,7 +68,3 @@ def _send(served: Server, sent: int, until: int) -> int:
                 raise RuntimeError(f"{came.refused} of {came.answers} answers were not a 200")
             sent += amount
     return sent
-
-
-def _spread(seconds: list[float]) -> str:
-    return f"{median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f})"
