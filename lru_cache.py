@@ -1,6 +1,7 @@
 """Bounded memory: a general LRU cache, the cache of answers built on it, and the table of rate-limited clients.
 
-Every operation is O(1) under one small lock: nothing is swept, what has expired goes when it is met or evicted.
+Every operation is O(1): nothing is swept, what has expired goes when it is met or evicted. Locks are small, and who
+looks an answer up, or comes again as a client, waits for nobody else.
 Durations are monotonic; the wall clock is read only for what people read (`stored_at`) and what outlives the process.
 """
 
@@ -14,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import count
 from math import inf
 from threading import Lock
 from typing import Any, Generic, NamedTuple, Protocol, TypedDict, TypeVar, overload
@@ -46,11 +48,32 @@ def hit_ratio(hits: int, misses: int) -> float:
     return hits / (hits + misses) if hits + misses else 0.0
 
 
+class _Tally:
+    """A number that many threads count up without a lock: each does it in one step of the interpreter."""
+
+    def __init__(self) -> None:
+        self.add = count().__next__
+        self._looks = 0
+
+    def total(self) -> int:
+        """How often `add` was called. To look is a step too, which is left out; one thread at a time may."""
+        total = self.add() - self._looks
+        self._looks += 1
+        return total
+
+
+_Entry = tuple[V, float, int, int]
+"""Value, when it expires (monotonic), weight, and its number in the order of use."""
+
+
 class LRUCache(Generic[K, V]):
     """A thread-safe map that forgets what was used least recently, and what is past its time.
 
     Bounded by `max_size` entries and, with `max_bytes`, by the sum of `weigh(value)`. An entry lives `ttl` seconds:
     expired at `now >= expires`. `default_ttl=None` means that entries without a ttl of their own never expire.
+
+    A look-up takes no lock. The order of use is kept by number and not by key, so that to move an entry to its end is
+    one step of the interpreter, whatever code of its own a key is compared by.
     """
 
     def __init__(
@@ -73,8 +96,11 @@ class LRUCache(Generic[K, V]):
         self._weigh = weigh
         self._monotonic = monotonic
         self._lock = Lock()
-        self._entries: OrderedDict[K, tuple[V, float, int]] = OrderedDict()  # value, expires, weight; oldest use first
-        self._bytes = self._hits = self._misses = self._evictions = self._expirations = 0
+        self._entries: dict[K, _Entry[V]] = {}
+        self._use: OrderedDict[int, K] = OrderedDict()  # oldest use first
+        self._numbers = count()
+        self._hits, self._misses = _Tally(), _Tally()
+        self._bytes = self._evictions = self._expirations = 0
 
     @overload
     def get(self, key: K) -> V | None: ...
@@ -82,23 +108,25 @@ class LRUCache(Generic[K, V]):
     def get(self, key: K, default: D) -> V | D: ...
     def get(self, key: K, default: Any = None) -> Any:
         """The value under `key`, now the one used last, or `default`; None and 0 are values like any other."""
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is not None:
-                if self._monotonic() < entry[1]:
-                    self._entries.move_to_end(key)
-                    self._hits += 1
-                    return entry[0]
-                self._discard(key)
-                self._expirations += 1
-            self._misses += 1
+        entry = self._entries.get(key)
+        if entry is None:
+            self._misses.add()
             return default
+        if self._monotonic() >= entry[1]:
+            self._expire(key, entry)
+            self._misses.add()
+            return default
+        try:  # noqa: SIM105  # `suppress` would take longer than all the rest
+            self._use.move_to_end(entry[3])
+        except KeyError:  # it went meanwhile, and was here when it was asked for
+            pass
+        self._hits.add()
+        return entry[0]
 
     def peek(self, key: K) -> V | None:
         """The value under `key` or None, with nothing counted and nothing moved."""
-        with self._lock:
-            entry = self._entries.get(key)
-            return None if entry is None or self._monotonic() >= entry[1] else entry[0]
+        entry = self._entries.get(key)
+        return None if entry is None or self._monotonic() >= entry[1] else entry[0]
 
     def put(self, key: K, value: V, ttl: float | None = None) -> bool:
         """Keep `value` for `ttl` seconds (None = the default) as the one used last.
@@ -108,19 +136,21 @@ class LRUCache(Generic[K, V]):
         """
         weight = self._weigh(value) if self._weigh is not None else 0
         lifetime = self._default_lifetime if ttl is None else ttl
-        entries = self._entries
+        entries, use = self._entries, self._use
         with self._lock:
             held = self._bytes
-            former = entries.get(key)
+            former = entries.pop(key, None)
             if former is not None:
                 held -= former[2]
-                del entries[key]
+                del use[former[3]]
             kept = lifetime > 0 and weight <= self._most_bytes
             if kept:
-                entries[key] = (value, self._monotonic() + lifetime, weight)
+                number = next(self._numbers)
+                use[number] = key
+                entries[key] = (value, self._monotonic() + lifetime, weight, number)
                 held += weight
                 while len(entries) > self._max_size or held > self._most_bytes:
-                    held -= entries.popitem(False)[1][2]
+                    held -= entries.pop(use.popitem(False)[1])[2]
                     self._evictions += 1
             self._bytes = held
         return kept
@@ -135,6 +165,7 @@ class LRUCache(Generic[K, V]):
         with self._lock:
             size = len(self._entries)
             self._entries.clear()
+            self._use.clear()
             self._bytes = 0
             return size
 
@@ -145,22 +176,30 @@ class LRUCache(Generic[K, V]):
     def get_stats(self) -> CacheStats:
         """The figures of this moment, which agree with each other."""
         with self._lock:
+            hits, misses = self._hits.total(), self._misses.total()
             return {
                 "size": len(self._entries),
                 "max_size": self._max_size,
                 "bytes": self._bytes,
                 "max_bytes": self._max_bytes,
-                "hits": self._hits,
-                "misses": self._misses,
+                "hits": hits,
+                "misses": misses,
                 "evictions": self._evictions,
                 "expirations": self._expirations,
-                "hit_ratio": hit_ratio(self._hits, self._misses),
+                "hit_ratio": hit_ratio(hits, misses),
             }
+
+    def _expire(self, key: K, entry: _Entry[V]) -> None:
+        with self._lock:
+            if self._entries.get(key) is entry:  # else it went since it was met
+                self._discard(key)
+                self._expirations += 1
 
     def _discard(self, key: K) -> bool:
         entry = self._entries.pop(key, None)
         if entry is None:
             return False
+        del self._use[entry[3]]
         self._bytes -= entry[2]
         return True
 
@@ -403,12 +442,15 @@ class CallTimes:
 
     Calls are numbered, and each window knows the number of its oldest call, which only moves forward: counting is
     O(1), or O(log calls) after a pause. The ring grows only when a call that some window still needs would
-    be overwritten. Not thread-safe: used under the lock of its table.
+    be overwritten. Used under its `lock`.
     """
 
-    __slots__ = ("_end", "_full_at", "_oldest", "_ring", "_watched", "protected_until")
+    __slots__ = ("_end", "_full_at", "_oldest", "_ring", "_watched", "forgotten", "lock", "protected_until")
 
     def __init__(self) -> None:
+        self.lock = Lock()
+        self.forgotten = False
+        """Its table has let go of it: what is counted here from now on counts for nobody."""
         self._ring = array("d", bytes(4 * 8))  # the times, as doubles; the length is always a power of two
         self._end = 0  # the number of the next call
         self._full_at = 4  # the number of the first call that has no place, as far as is known
@@ -470,13 +512,14 @@ class RateLimitCache:
     """The calls of at most `max_size` clients; the one longest not seen goes first.
 
     Clients at a limit are protected: they are kept apart and go only when there is nobody else, so that a flood of
-    new clients does not set them free. `lock` is held around `recall`, `protect` and the use of what they hand out.
+    new clients does not set them free. Each client has a lock of its own, and one that is known is found without any,
+    so that clients do not wait for each other; the table's lock is for those who come, go or change sides.
     """
 
     def __init__(self, max_size: int = 10000, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         if max_size < 1:
             raise ValueError("max_size must be at least 1")
-        self.lock = Lock()
+        self._lock = Lock()
         self._max_size = max_size
         self._monotonic = monotonic
         self._open: OrderedDict[str, CallTimes] = OrderedDict()
@@ -488,20 +531,23 @@ class RateLimitCache:
 
         Exact, so it takes 8 bytes for each call in the window.
         """
-        with self.lock:
+        calls = self.held(key)
+        try:
             now = self._monotonic()
-            calls = self.recall(key, now)
             calls.watch((window_size,))
             room, _ = calls.room(0, UNBOUNDED, window_size, now)
             calls.record(now)
-            return UNBOUNDED - room + 1
+        finally:
+            calls.lock.release()
+        return UNBOUNDED - room + 1
 
     def get_count(self, key: str, window_size: float = 60) -> int:
         """The calls of `key` in the last `window_size` seconds, 0 for an unknown one. Counts and moves nothing."""
-        with self.lock:
+        with self._lock:
             calls = self._open.get(key) or self._protected.get(key)
-            if calls is None:
-                return 0
+        if calls is None:
+            return 0
+        with calls.lock:
             return calls.count(window_size, self._monotonic())
 
     def size(self) -> int:
@@ -510,15 +556,17 @@ class RateLimitCache:
 
     def clear(self) -> int:
         """Forget every client; the number forgotten."""
-        with self.lock:
-            size = self.size()
+        with self._lock:
+            known = [*self._open.values(), *self._protected.values()]
             self._open.clear()
             self._protected.clear()
-            return size
+            for calls in known:
+                _forget(calls)
+            return len(known)
 
     def get_stats(self) -> TableStats:
         """The figures of this moment."""
-        with self.lock:
+        with self._lock:
             return {
                 "size": self.size(),
                 "max_size": self._max_size,
@@ -526,28 +574,50 @@ class RateLimitCache:
                 "evictions": self._evictions,
             }
 
-    def recall(self, client: str, now: float) -> CallTimes:
-        """The calls of `client`, now the one seen last; an unknown one comes with none, in place of another's."""
-        calls = self._open.get(client)
-        if calls is not None:
-            self._open.move_to_end(client)
-            return calls
-        calls = self._protected.get(client)
-        if calls is None:
-            if len(self._open) + len(self._protected) >= self._max_size:
-                self._evict(now)
-            calls = self._open[client] = CallTimes()
-        elif calls.protected_until > now:
-            self._protected.move_to_end(client)
-        else:
-            self._open[client] = self._protected.pop(client)
-        return calls
+    def held(self, client: str) -> CallTimes:
+        """The calls of `client`, now the one seen last; an unknown one comes with none, in place of another's.
+
+        Their lock is held, and is the caller's to release before anything else is asked of the table.
+        """
+        while True:
+            calls = self._recalled(client)
+            calls.lock.acquire()
+            if not calls.forgotten:
+                return calls
+            calls.lock.release()  # evicted in between: whoever comes next would not know of what is counted there
 
     def protect(self, client: str, calls: CallTimes, until: float) -> None:
-        """Evict `client` last until that time: it has just been recalled, and is at a limit."""
-        calls.protected_until = until
-        if self._open.pop(client, None) is not None:
-            self._protected[client] = calls
+        """Evict `client`, whose `calls` were just held, last until that time (monotonic): it is at a limit."""
+        with self._lock:
+            calls.protected_until = until
+            if self._open.get(client) is calls:
+                self._protected[client] = self._open.pop(client)
+
+    def _recalled(self, client: str) -> CallTimes:
+        try:  # each of these is one step of the interpreter, so that a known client needs no lock
+            if (calls := self._open.get(client)) is not None:
+                self._open.move_to_end(client)
+                return calls
+            if (calls := self._protected.get(client)) is not None and calls.protected_until > self._monotonic():
+                self._protected.move_to_end(client)
+                return calls
+        except KeyError:  # it went or changed sides between two of them
+            pass
+        with self._lock:
+            return self._found_or_new(client)
+
+    def _found_or_new(self, client: str) -> CallTimes:
+        calls = self._open.get(client)
+        if calls is not None:
+            return calls
+        calls, now = self._protected.get(client), self._monotonic()
+        if calls is None:
+            if self.size() >= self._max_size:
+                self._evict(now)
+            calls = self._open[client] = CallTimes()
+        elif calls.protected_until <= now:
+            self._open[client] = self._protected.pop(client)
+        return calls
 
     def _evict(self, now: float) -> None:
         # One protected client is looked at for each eviction, so those whose time is over cannot pile up.
@@ -555,6 +625,12 @@ class RateLimitCache:
         if self._protected:
             client, calls = self._protected.popitem(last=False)
             if calls.protected_until <= now or not self._open:
+                _forget(calls)
                 return
             self._protected[client] = calls
-        self._open.popitem(last=False)
+        _forget(self._open.popitem(last=False)[1])
+
+
+def _forget(calls: CallTimes) -> None:
+    with calls.lock:  # who counts a call there has counted it by now, or will see that it would be lost
+        calls.forgotten = True

@@ -88,10 +88,9 @@ class RateLimiter:
         """Count a call of `client` if every one of `limits` admits it; None when there are no limits."""
         if not limits:
             return None
-        table = self._table
-        with table.lock:
+        calls = self._table.held(client)
+        try:
             now = self._monotonic()
-            calls = table.recall(client, now)
             calls.watch(limits)
             tightest, least, grows = limits[0], UNBOUNDED, 0.0
             for window, limit in enumerate(limits):
@@ -102,8 +101,10 @@ class RateLimiter:
             if admitted:
                 calls.record(now)
                 least -= 1
-            if least == 0:
-                table.protect(client, calls, now + tightest.window_seconds)
+        finally:
+            calls.lock.release()
+        if least == 0 and (admitted or calls.protected_until <= now):
+            self._table.protect(client, calls, now + tightest.window_seconds)
         if admitted:
             return Verdict(True, tightest, least, grows - now, 0.0, limits)
         wait = _seconds_until(grows, now)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from threading import Barrier, Thread
 from typing import Any
 
@@ -189,6 +191,68 @@ class TestLRUCache:
         assert stats["bytes"] <= 300
         cache.clear()
         assert cache.get_stats()["bytes"] == 0
+
+    def test_what_goes_while_it_is_looked_up_was_there(self) -> None:
+        """A look-up takes no lock: an entry deleted between finding and returning it is still the answer, and a hit."""
+
+        interruptions: list[Callable[[], object]] = []
+
+        def interrupted() -> float:
+            while interruptions:
+                interruptions.pop()()
+            return 0.0
+
+        cache = LRUCache[str, int](monotonic=interrupted)
+        cache.put("a", 1)
+        interruptions.append(lambda: cache.delete("a"))
+        assert cache.get("a") == 1
+        assert cache.get("a") is None
+        assert (cache.get_stats()["hits"], cache.get_stats()["misses"]) == (1, 1)
+
+    def test_what_replaces_an_expired_entry_stays(self, clock: FakeClock) -> None:
+        """Whoever meets an entry past its time does not take away the new one that another thread has just put."""
+
+        interruptions: list[Callable[[], object]] = []
+
+        def interrupted() -> float:
+            now = clock.now
+            while interruptions:
+                interruptions.pop()()
+            return now
+
+        cache = LRUCache[str, int](default_ttl=10, monotonic=interrupted)
+        cache.put("a", 1)
+        clock.advance(10)
+        interruptions.append(lambda: cache.put("a", 2))
+        assert cache.get("a") is None
+        assert cache.get("a") == 2
+        assert cache.get_stats()["expirations"] == 0
+
+    def test_keys_that_bring_code_of_their_own(self) -> None:
+        """Threads may change places within a key's own comparison: nothing fails, nothing is lost or counted twice."""
+
+        @dataclass(frozen=True)
+        class Key:
+            name: int
+
+            def __eq__(self, other: object) -> bool:
+                time.sleep(0)
+                return isinstance(other, Key) and other.name == self.name
+
+            def __hash__(self) -> int:
+                return self.name % 5
+
+        cache = LRUCache[Key, int](8)
+
+        def work(number: int) -> None:
+            for step in range(100):
+                name = number * step % 12
+                cache.put(Key(name), name)
+                assert cache.get(Key(name), name) == name
+
+        run_threads(8, work)
+        assert cache.size() == 8
+        assert cache.get_stats()["hits"] + cache.get_stats()["misses"] == 800
 
 
 def answer(stored_at: float = 1_000_000.0, body: bytes = b'{"generated_text": "hi"}') -> StoredAnswer:
@@ -400,3 +464,49 @@ class TestRateLimitCache:
         table = RateLimitCache()
         run_threads(16, lambda _: [table.increment_count("a", 3600) for _ in range(200)])
         assert table.get_count("a", 3600) == 3200
+
+    def test_a_client_that_is_evicted_while_it_is_looked_for_is_counted_anew(self, table: RateLimitCache) -> None:
+        """A call is never counted where nobody would find it: it is held to the entry that the table has."""
+        former: Any = table.held("a")
+        former.lock.release()
+        former.lock = Interrupted(former.lock, table.clear)
+        assert table.increment_count("a") == 1
+        assert table.get_count("a") == 1
+
+    def test_sixteen_threads_in_a_table_that_is_too_small(self) -> None:
+        """Clients that push each other out all the time: nothing fails and the bound holds."""
+        table = RateLimitCache(10)
+
+        def work(number: int) -> None:
+            for step in range(300):
+                client = f"client-{(number + step) % 30}"
+                assert table.increment_count(client) >= 1
+                calls = table.held(client)
+                calls.lock.release()
+                if step % 3 == 0:
+                    table.protect(client, calls, time.monotonic() + step % 2)
+
+        run_threads(16, work)
+        assert table.size() == 10
+
+
+class Interrupted:
+    """A lock whose first taker is overtaken by another thread: `interruption` happens first."""
+
+    def __init__(self, lock: Any, interruption: Callable[[], object]) -> None:
+        self._lock = lock
+        self._interruptions = [interruption]
+
+    def acquire(self) -> None:
+        while self._interruptions:
+            self._interruptions.pop()()
+        self._lock.acquire()
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.release()
