@@ -136,6 +136,8 @@ class LRUCache(Generic[K, V]):
         """
         weight = self._weigh(value) if self._weigh is not None else 0
         lifetime = self._default_lifetime if ttl is None else ttl
+        kept = lifetime > 0 and weight <= self._most_bytes
+        entry = (value, self._monotonic() + lifetime, weight, next(self._numbers))
         entries, use = self._entries, self._use
         with self._lock:
             held = self._bytes
@@ -143,11 +145,9 @@ class LRUCache(Generic[K, V]):
             if former is not None:
                 held -= former[2]
                 del use[former[3]]
-            kept = lifetime > 0 and weight <= self._most_bytes
             if kept:
-                number = next(self._numbers)
-                use[number] = key
-                entries[key] = (value, self._monotonic() + lifetime, weight, number)
+                use[entry[3]] = key
+                entries[key] = entry
                 held += weight
                 while len(entries) > self._max_size or held > self._most_bytes:
                     held -= entries.pop(use.popitem(False)[1])[2]

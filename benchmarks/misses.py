@@ -9,11 +9,15 @@ process of its own.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from itertools import count
+from statistics import median
+from typing import IO
 
 from benchmarks.floor import MODEL, PROXY_PATH, sdk_model
 from benchmarks.load import Order, Request, Round, middle, offer
@@ -24,6 +28,8 @@ CONNECTIONS = 16
 THREADS = 32
 """Of both: the default of `python app.py`."""
 LATENCY_MS = 100
+COMMIT_BYTES = 32 * 1024
+"""About what a commit of the ledger writes."""
 MISS = Request(
     "/api/v1/generate/text",
     json.dumps({"prompt": "Explain why the sky is blue, in words of number {n}."}),
@@ -58,6 +64,29 @@ def _latency(rounds: int, seconds: float) -> Iterator[str]:
     case = f"{LATENCY_MS} ms at Gemini, {CONNECTIONS} connections"
     yield row(f"**ms added at the median**, {case}", _added(ours, direct), _added(theirs, direct))
     yield row(f"p99 ms, {case}", *(f"{middle(side).p99 * 1000:.0f}" for side in (ours, theirs)))
+    yield row("ms of the disk for one sync, of which a miss takes two", spread(_sync_ms(rounds, seconds / 4)), "")
+
+
+def _sync_ms(rounds: int, seconds: float) -> list[float]:
+    """What the disk takes by itself for a write as large as a commit of the ledger: the median of each round.
+
+    In place, as SQLite's log is written once it has its size, and as often as the misses above have to be.
+    """
+    pause = LATENCY_MS / 1000 / (2 * CONNECTIONS)
+    with tempfile.TemporaryFile() as file:
+        return [
+            median(_seconds_to_disk(file, pause) for _ in range(round(seconds / pause))) * 1000 for _ in range(rounds)
+        ]
+
+
+def _seconds_to_disk(file: IO[bytes], pause: float) -> float:
+    time.sleep(pause)
+    file.seek(0)
+    file.write(bytes(COMMIT_BYTES))
+    file.flush()
+    started = time.perf_counter()
+    os.fsync(file.fileno())
+    return time.perf_counter() - started
 
 
 def _added(through: Sequence[Round], direct: Sequence[Round]) -> str:

@@ -1,4 +1,4 @@
-"""LRUCache and RateLimiter beside the libraries `cachetools` and `limits`, on the same traces, and their growth.
+"""LRUCache and RateLimiter beside the libraries `cachetools` and `limits`, on the same traces.
 
     python -m benchmarks.parts_cache            all of it, a few minutes
     python -m benchmarks.parts_cache --smoke    that it runs, a few seconds
@@ -22,7 +22,7 @@ from threading import Barrier, Lock, Thread
 from typing import Any
 
 from benchmarks.tables import spread
-from lru_cache import LRUCache, RateLimitCache, ResponseCache, StoredAnswer
+from lru_cache import LRUCache, RateLimitCache
 from rate_limiter import RateLimiter, parse_limits
 
 CACHE_SIZE = 1_000
@@ -37,12 +37,10 @@ class Scale:
 
     operations: int
     rounds: int
-    growth: tuple[int, ...]
-    probes: int
 
 
-FULL = Scale(operations=50_000, rounds=7, growth=(100, 1_000, 10_000, 100_000, 1_000_000), probes=50_000)
-SMOKE = Scale(operations=800, rounds=1, growth=(100, 1_000), probes=200)
+FULL = Scale(operations=50_000, rounds=7)
+SMOKE = Scale(operations=800, rounds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +55,6 @@ class Row:
     def ahead(self) -> list[float]:
         """How many times the best of the others ours is, one for each round."""
         return [ours / max(others) for ours, *others in zip(*self.rates.values(), strict=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class Growth:
-    """Microseconds of one operation at a number of entries or clients."""
-
-    size: int
-    look_up: float
-    rate_check: float
 
 
 def zipf(keys: int, length: int, *, exponent: float = 1.0, seed: int = 1) -> list[str]:
@@ -210,38 +199,6 @@ def compare(contenders: dict[str, Callable[[], Operation]], keys: int, scale: Sc
             yield Row(name, threads, rates)
 
 
-def growth(scale: Scale) -> Iterator[Growth]:
-    """The time of a look-up that hits and of a rate check, in tables that are full, for each size."""
-    limits = parse_limits("60/minute;1000/hour")
-    answer = StoredAnswer(b"{}", 1, 1, 1, "model", "stop", 0.0)
-    for size in scale.growth:
-        keys = [number.to_bytes(20, "big") for number in range(size)]
-        cache = ResponseCache(size, 3600)
-        limiter = RateLimiter(RateLimitCache(size))
-        for key in keys:
-            cache.store(key, answer)
-            limiter.hit(key.hex(), limits)
-        # The same few hundred, wherever they lie: what is measured is the work, not the processor's caches.
-        probes = random.Random(size).sample(keys, min(size, 200)) * (scale.probes // min(size, 200) + 1)
-        clients = [key.hex() for key in probes]
-        yield Growth(
-            size,
-            fastest(cache.look_up, probes) * 1e6,
-            fastest(lambda client: limiter.hit(client, limits), clients) * 1e6,  # noqa: B023 - called at once
-        )
-
-
-def fastest(operation: Callable[[Any], object], arguments: Sequence[Any], rounds: int = 5) -> float:
-    """Seconds of one call, in the best of the rounds."""
-    best = float("inf")
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        for argument in arguments:
-            operation(argument)
-        best = min(best, time.perf_counter() - begun)
-    return best / len(arguments)
-
-
 def table_of(title: str, rows: Iterator[Row]) -> Iterator[str]:
     """Markdown: operations a second, and how many times the best of the others ours is, round by round."""
     yield f"\n### {title}, operations a second\n"
@@ -253,22 +210,12 @@ def table_of(title: str, rows: Iterator[Row]) -> Iterator[str]:
         yield f"| {row.trace} | {row.threads} | {figures} | {spread(row.ahead)} |"
 
 
-def table_of_growth(rows: Iterator[Growth]) -> Iterator[str]:
-    """Markdown: microseconds at each size."""
-    yield "\n### Growth, microseconds\n"
-    yield "| entries, clients | look-up that hits | rate check, two windows |"
-    yield "|---:|---:|---:|"
-    for row in rows:
-        yield f"| {row.size:,} | {row.look_up:.2f} | {row.rate_check:.2f} |"
-
-
 def tables(scale: Scale = FULL) -> Iterator[str]:
     """All tables, line by line as they are measured."""
     yield from table_of("Caches of 1,000 entries, 10,000 keys", compare(CACHES, 10 * CACHE_SIZE, scale))
     yield from table_of("Rate limiters, 60 a minute, 5,000 clients", compare(LIMITERS, CLIENTS // 2, scale))
     title = "Rate limiters, 60 a minute and 1,000 an hour with the remaining calls, 5,000 clients"
     yield from table_of(title, compare(LIMITERS_OF_THE_SERVICE, CLIENTS // 2, scale))
-    yield from table_of_growth(growth(scale))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
