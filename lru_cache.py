@@ -445,18 +445,31 @@ class CallTimes:
     be overwritten. Used under its `lock`.
     """
 
-    __slots__ = ("_end", "_full_at", "_oldest", "_ring", "_watched", "forgotten", "lock", "protected_until")
+    __slots__ = ("_end", "_forgotten", "_full_at", "_oldest", "_ring", "_watched", "full", "lock", "protected_until")
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.forgotten = False
-        """Its table has let go of it: what is counted here from now on counts for nobody."""
+        self._forgotten = False
+        self.full: tuple[tuple[Hashable, ...], int, float] | None = None
+        """For these windows nothing fits before a moment (monotonic), when that of this number has room again."""
         self._ring = array("d", bytes(4 * 8))  # the times, as doubles; the length is always a power of two
         self._end = 0  # the number of the next call
         self._full_at = 4  # the number of the first call that has no place, as far as is known
         self._watched: tuple[Hashable, ...] = ()
         self._oldest: list[int] = []  # for each window, the number of its oldest call
         self.protected_until = -inf
+
+    def hold(self) -> bool:
+        """Take the lock, unless the table has let go of these calls: what is counted then would count for nobody."""
+        self.lock.acquire()
+        if self._forgotten:
+            self.lock.release()
+        return not self._forgotten
+
+    def forget(self) -> None:
+        """The table lets go; whoever holds the lock has counted by then."""
+        with self.lock:
+            self._forgotten = True
 
     def watch(self, windows: tuple[Hashable, ...]) -> None:
         """Number the windows from 0; to be called before each use, it costs something only when they change.
@@ -561,7 +574,7 @@ class RateLimitCache:
             self._open.clear()
             self._protected.clear()
             for calls in known:
-                _forget(calls)
+                calls.forget()
             return len(known)
 
     def get_stats(self) -> TableStats:
@@ -575,25 +588,13 @@ class RateLimitCache:
             }
 
     def held(self, client: str) -> CallTimes:
-        """The calls of `client`, now the one seen last; an unknown one comes with none, in place of another's.
+        """What `recall` brings with its lock held, to be released before anything else is asked of the table."""
+        while not (calls := self.recall(client)).hold():
+            pass  # evicted in between: the next one is that of the table
+        return calls
 
-        Their lock is held, and is the caller's to release before anything else is asked of the table.
-        """
-        while True:
-            calls = self._recalled(client)
-            calls.lock.acquire()
-            if not calls.forgotten:
-                return calls
-            calls.lock.release()  # evicted in between: whoever comes next would not know of what is counted there
-
-    def protect(self, client: str, calls: CallTimes, until: float) -> None:
-        """Evict `client`, whose `calls` were just held, last until that time (monotonic): it is at a limit."""
-        with self._lock:
-            calls.protected_until = until
-            if self._open.get(client) is calls:
-                self._protected[client] = self._open.pop(client)
-
-    def _recalled(self, client: str) -> CallTimes:
+    def recall(self, client: str) -> CallTimes:
+        """The calls of `client`, now the one seen last; an unknown one comes with none, in place of another's."""
         try:  # each of these is one step of the interpreter, so that a known client needs no lock
             if (calls := self._open.get(client)) is not None:
                 self._open.move_to_end(client)
@@ -605,6 +606,13 @@ class RateLimitCache:
             pass
         with self._lock:
             return self._found_or_new(client)
+
+    def protect(self, client: str, calls: CallTimes, until: float) -> None:
+        """Evict `client`, whose `calls` were just held, last until that time (monotonic): it is at a limit."""
+        with self._lock:
+            calls.protected_until = until
+            if self._open.get(client) is calls:
+                self._protected[client] = self._open.pop(client)
 
     def _found_or_new(self, client: str) -> CallTimes:
         calls = self._open.get(client)
@@ -625,12 +633,7 @@ class RateLimitCache:
         if self._protected:
             client, calls = self._protected.popitem(last=False)
             if calls.protected_until <= now or not self._open:
-                _forget(calls)
+                calls.forget()
                 return
             self._protected[client] = calls
-        _forget(self._open.popitem(last=False)[1])
-
-
-def _forget(calls: CallTimes) -> None:
-    with calls.lock:  # who counts a call there has counted it by now, or will see that it would be lost
-        calls.forgotten = True
+        self._open.popitem(last=False)[1].forget()

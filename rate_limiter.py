@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from lru_cache import UNBOUNDED, RateLimitCache
+from lru_cache import UNBOUNDED, CallTimes, RateLimitCache
 
 UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
@@ -85,30 +85,49 @@ class RateLimiter:
         self._monotonic = monotonic
 
     def hit(self, client: str, limits: tuple[Limit, ...]) -> Verdict | None:
-        """Count a call of `client` if every one of `limits` admits it; None when there are no limits."""
+        """Count a call of `client` if every one of `limits` admits it; None when there are no limits.
+
+        Whom a window has no room for is rejected until that has some, without a lock: a flood holds up nobody.
+        """
         if not limits:
             return None
-        calls = self._table.held(client)
+        calls = self._table.recall(client)
+        if (full := calls.full) is not None and full[0] == limits and (now := self._monotonic()) < full[2]:
+            return _rejected(limits, full[1], full[2], now)
+        if not calls.hold():
+            calls = self._table.held(client)
         try:
             now = self._monotonic()
-            calls.watch(limits)
-            tightest, least, grows = limits[0], UNBOUNDED, 0.0
-            for window, limit in enumerate(limits):
-                room, grows_at = calls.room(window, limit.amount, limit.window_seconds, now)
-                if room < least or (room == least and grows_at > grows):
-                    tightest, least, grows = limit, room, grows_at
+            tightest, least, grows = _tightest(calls, limits, now)
             admitted = least > 0
             if admitted:
                 calls.record(now)
                 least -= 1
+            if least == 0:
+                calls.full = (limits, tightest, grows)
         finally:
             calls.lock.release()
         if least == 0 and (admitted or calls.protected_until <= now):
-            self._table.protect(client, calls, now + tightest.window_seconds)
+            self._table.protect(client, calls, now + limits[tightest].window_seconds)
         if admitted:
-            return Verdict(True, tightest, least, grows - now, 0.0, limits)
-        wait = _seconds_until(grows, now)
-        return Verdict(False, tightest, 0, wait, wait, limits)
+            return Verdict(True, limits[tightest], least, grows - now, 0.0, limits)
+        return _rejected(limits, tightest, grows, now)
+
+
+def _tightest(calls: CallTimes, limits: tuple[Limit, ...], now: float) -> tuple[int, int, float]:
+    """Which limit has least room, how many calls that is, and when it grows; of equals the one that grows last."""
+    calls.watch(limits)
+    tightest, least, grows = 0, UNBOUNDED, 0.0
+    for window, limit in enumerate(limits):
+        room, grows_at = calls.room(window, limit.amount, limit.window_seconds, now)
+        if room < least or (room == least and grows_at > grows):
+            tightest, least, grows = window, room, grows_at
+    return tightest, least, grows
+
+
+def _rejected(limits: tuple[Limit, ...], tightest: int, frees: float, now: float) -> Verdict:
+    wait = _seconds_until(frees, now)
+    return Verdict(False, limits[tightest], 0, wait, wait, limits)
 
 
 def _seconds_until(moment: float, now: float) -> float:

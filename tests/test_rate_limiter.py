@@ -116,6 +116,17 @@ class TestHit:
         assert hit(limiter, "a", short, long)[:3] == (True, long, 0)
         assert hit(limiter, "a", short, long) == Verdict(False, long, 0, 80, 80, (short, long))
 
+    def test_a_rejection_waits_for_no_lock(self, limiter: RateLimiter, table: RateLimitCache, clock: FakeClock) -> None:
+        """A client at its limit is told so even while another call of it is being judged, until there is room again."""
+        for _ in range(3):
+            hit(limiter, "a", MINUTE)
+        calls = table.held("a")
+        clock.advance(59)
+        assert hit(limiter, "a", MINUTE) == Verdict(False, MINUTE, 0, 1, 1, (MINUTE,))
+        calls.lock.release()
+        clock.advance(1)
+        assert hit(limiter, "a", MINUTE).admitted
+
     def test_the_longest_wait_is_told(self, limiter: RateLimiter) -> None:
         """When several windows are full, the client must wait for the last of them."""
         limits = (Limit(1, 10), Limit(1, 100), Limit(1, 50))
