@@ -215,7 +215,7 @@ def lines(seconds: float, functions: int) -> Iterator[str]:
 
 
 def _told(what: str, micros: float) -> str:
-    return f"{what:<42}{micros:5.1f} µs"
+    return f"{what:<45}{micros:5.1f} µs"
 
 
 def _in_turn(seconds: float, *sides: tuple[Wsgi, dict[str, Any]]) -> list[float]:
