@@ -1,7 +1,8 @@
 """Bounded memory: a general LRU cache, the cache of answers built on it, and the table of rate-limited clients.
 
-Every operation is O(1): nothing is swept, what has expired goes when it is met or evicted. Locks are small, and who
-looks an answer up, or comes again as a client, waits for nobody else.
+Every operation is O(1): nothing is swept, what has expired goes when it is met or evicted. Locks are small; to find
+what is there takes none, for it is done in steps that Python's global lock keeps whole (a build of Python without that
+lock would need locks here).
 Durations are monotonic; the wall clock is read only for what people read (`stored_at`) and what outlives the process.
 """
 
@@ -73,7 +74,8 @@ class LRUCache(Generic[K, V]):
     expired at `now >= expires`. `default_ttl=None` means that entries without a ttl of their own never expire.
 
     A look-up takes no lock. The order of use is kept by number and not by key, so that to move an entry to its end is
-    one step of the interpreter, whatever code of its own a key is compared by.
+    one step of the interpreter, whatever code of its own a key is compared by. As in any map, a key's hash must not
+    change, nor its comparison raise.
     """
 
     def __init__(
@@ -141,17 +143,19 @@ class LRUCache(Generic[K, V]):
         entries, use = self._entries, self._use
         with self._lock:
             held = self._bytes
-            former = entries.pop(key, None)
+            former = entries.get(key)
             if former is not None:
                 held -= former[2]
                 del use[former[3]]
             if kept:
+                entries[key] = entry  # over the former: a look-up must not find nothing in between
                 use[entry[3]] = key
-                entries[key] = entry
                 held += weight
                 while len(entries) > self._max_size or held > self._most_bytes:
                     held -= entries.pop(use.popitem(False)[1])[2]
                     self._evictions += 1
+            elif former is not None:
+                del entries[key]
             self._bytes = held
         return kept
 
@@ -171,10 +175,11 @@ class LRUCache(Generic[K, V]):
 
     def size(self) -> int:
         """The number of entries held, those that expired without being met included."""
-        return len(self._entries)
+        with self._lock:
+            return len(self._entries)
 
     def get_stats(self) -> CacheStats:
-        """The figures of this moment, which agree with each other."""
+        """The figures of this moment; every look-up that has returned is in them once."""
         with self._lock:
             hits, misses = self._hits.total(), self._misses.total()
             return {
@@ -292,8 +297,8 @@ class ResponseCache:
         self._answers: LRUCache[bytes, _Kept] = LRUCache(
             max_size, None, max_bytes=max_bytes, weigh=_weight, monotonic=monotonic
         )
-        # What the map below counts as a hit or a miss, and this cache counts otherwise. Both are rare, so that the
-        # ordinary hit takes no second lock.
+        # What the map above counts as a hit or a miss, and this cache counts otherwise. Both are rare, and the ordinary
+        # hit takes no lock.
         self._corrections = Lock()
         self._unusable = 0
         self._shared = 0
@@ -367,9 +372,9 @@ class ResponseCache:
 
     def get_stats(self) -> CacheStats:
         """The figures of this moment; hits count answers that were served from here or shared in flight."""
-        stats = self._answers.get_stats()
-        with self._corrections:
+        with self._corrections:  # read first: what is corrected has been counted before
             shift, unasked = self._shared - self._unusable, self._unasked
+        stats = self._answers.get_stats()
         stats["hits"] += shift + unasked
         stats["misses"] -= shift
         stats["hit_ratio"] = hit_ratio(stats["hits"], stats["misses"])
@@ -442,7 +447,7 @@ class CallTimes:
 
     Calls are numbered, and each window knows the number of its oldest call, which only moves forward: counting is
     O(1), or O(log calls) after a pause. The ring grows only when a call that some window still needs would
-    be overwritten. Used under its `lock`.
+    be overwritten. Used under its `lock`, but for a look at `full`.
     """
 
     __slots__ = ("_end", "_forgotten", "_full_at", "_oldest", "_ring", "_watched", "full", "lock", "protected_until")
@@ -451,7 +456,7 @@ class CallTimes:
         self.lock = Lock()
         self._forgotten = False
         self.full: tuple[tuple[Hashable, ...], int, float] | None = None
-        """For these windows nothing fits before a moment (monotonic), when that of this number has room again."""
+        """(windows, number of the one that has room last, when it has): until then (monotonic) they admit nothing."""
         self._ring = array("d", bytes(4 * 8))  # the times, as doubles; the length is always a power of two
         self._end = 0  # the number of the next call
         self._full_at = 4  # the number of the first call that has no place, as far as is known
@@ -474,7 +479,7 @@ class CallTimes:
     def watch(self, windows: tuple[Hashable, ...]) -> None:
         """Number the windows from 0; to be called before each use, it costs something only when they change.
 
-        A window longer than all those watched before begins with the calls still remembered.
+        A window longer than those watched last begins with the calls that these still remember.
         """
         if windows is not self._watched and windows != self._watched:
             self._oldest = [min(self._oldest, default=self._end)] * len(windows)
@@ -497,6 +502,7 @@ class CallTimes:
 
     def record(self, now: float) -> None:
         """Count a call at `now`, in every window."""
+        self.full = None  # this call may keep a window full for longer
         end = self._end
         if end == self._full_at:
             self._make_place()
@@ -608,7 +614,10 @@ class RateLimitCache:
             return self._found_or_new(client)
 
     def protect(self, client: str, calls: CallTimes, until: float) -> None:
-        """Evict `client`, whose `calls` were just held, last until that time (monotonic): it is at a limit."""
+        """Evict `client`, whose `calls` were just held, last until that time (monotonic): it is at a limit.
+
+        Between the two it may go, if so many newcomers come in that moment as the table has room for.
+        """
         with self._lock:
             calls.protected_until = until
             if self._open.get(client) is calls:

@@ -2,7 +2,8 @@
 
 For a client in the table, never more than N calls are admitted in *any* window of W seconds: the state is the times of
 the client's last admitted calls (`lru_cache.CallTimes`), not a count per clock minute. With several limits a call is
-counted in all of them or, rejected, in none. A check is O(1) whatever N.
+counted in all of them or, rejected, in none. A check is O(1) whatever N. A limit that takes the place of a shorter one
+begins with what that one still had to remember.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class RateLimiter:
                 calls.full = (limits, tightest, grows)
         finally:
             calls.lock.release()
-        if least == 0 and (admitted or calls.protected_until <= now):
+        if least == 0 and calls.protected_until < grows:
             self._table.protect(client, calls, now + limits[tightest].window_seconds)
         if admitted:
             return Verdict(True, limits[tightest], least, grows - now, 0.0, limits)

@@ -228,6 +228,27 @@ class TestLRUCache:
         assert cache.get("a") == 2
         assert cache.get_stats()["expirations"] == 0
 
+    def test_a_key_is_there_while_its_value_is_replaced(self) -> None:
+        """A look-up in the midst of a put finds the former value or the new one."""
+        seen: list[int | None] = []
+
+        class Key(str):
+            def __hash__(self) -> int:
+                if looking:
+                    seen.append(cache.get("a"))
+                return super().__hash__()
+
+        looking = False
+        cache = LRUCache[str, int](2)
+        cache.put("a", 1)
+        cache.put("b", 1)
+        looking = True
+        cache.put(Key("a"), 2)
+        looking = False
+        assert set(seen) <= {1, 2}
+        assert len(seen) > 1
+        assert (cache.get("a"), cache.get("b"), cache.size()) == (2, 1, 2)
+
     def test_keys_that_bring_code_of_their_own(self) -> None:
         """Threads may change places within a key's own comparison: nothing fails, nothing is lost or counted twice."""
 

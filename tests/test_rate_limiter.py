@@ -148,6 +148,17 @@ class TestHit:
         assert hit(limiter, "a", Limit(10, 60)).remaining == 6
         assert hit(limiter, "a", Limit(10, 60), Limit(10, 600)).remaining == 5
 
+    def test_limits_that_come_back_know_what_was_admitted_meanwhile(
+        self, limiter: RateLimiter, clock: FakeClock
+    ) -> None:
+        """The wait is true after calls that other limits over the same window admitted."""
+        tight, loose = Limit(1, 10), Limit(5, 10)
+        hit(limiter, "a", tight)
+        clock.advance(5)
+        assert hit(limiter, "a", loose).admitted
+        clock.advance(1)
+        assert hit(limiter, "a", tight).retry_after == 9
+
     @pytest.mark.parametrize("start", [0.1, 12345.678, 1e9 + 0.3])
     @pytest.mark.parametrize("step", [0.1, 0.7, 1 / 3])
     def test_the_promise_to_admit_is_kept(
@@ -212,6 +223,18 @@ class TestFlood:
         for number in range(30):
             self.exhaust(limiter, f"limited-{number}")
         assert table.get_stats() == {"size": 10, "max_size": 10, "protected": 10, "evictions": 20}
+
+    def test_a_client_is_protected_for_as_long_as_it_is_rejected(self, limiter: RateLimiter, clock: FakeClock) -> None:
+        """Also where a longer window takes over from the one that it was protected for."""
+        for _ in range(2):
+            hit(limiter, "limited", Limit(2, 10))
+        clock.advance(5)
+        assert not hit(limiter, "limited", Limit(1, 100)).admitted
+        clock.advance(6)
+        hit(limiter, "limited", Limit(1, 100))
+        for number in range(100):
+            hit(limiter, f"new-{number}", Limit(2, 10))
+        assert not hit(limiter, "limited", Limit(1, 100)).admitted
 
     def test_those_whose_time_is_over_go_first(
         self, limiter: RateLimiter, table: RateLimitCache, clock: FakeClock

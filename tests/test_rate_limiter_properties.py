@@ -23,6 +23,22 @@ def naive_room(limit: Limit, times: list[float], now: float) -> int:
     return limit.amount - sum(time > now - limit.window_seconds for time in times)
 
 
+def ask(limiter: RateLimiter, client: str, limits: tuple[Limit, ...], times: list[float], clock: FakeClock) -> None:
+    """Make a call and hold the verdict against `times`, those of the client's admitted calls, which it joins."""
+    expected = all(naive_room(limit, times, clock.now) > 0 for limit in limits)
+    verdict = limiter.hit(client, limits)
+    assert verdict is not None
+    assert verdict.admitted == expected
+    if expected:
+        times.append(clock.now)
+    assert verdict.remaining == min(max(naive_room(limit, times, clock.now), 0) for limit in limits)
+    assert verdict.remaining == max(naive_room(verdict.limit, times, clock.now), 0)
+    grown = naive_room(verdict.limit, times, clock.now + verdict.reset)
+    assert grown > verdict.remaining >= naive_room(verdict.limit, times, clock.now + verdict.reset - 0.0625)
+    later = clock.now + verdict.retry_after
+    assert expected or all(naive_room(limit, times, later) > 0 for limit in limits)
+
+
 @settings(max_examples=150, deadline=None)
 @given(limits=LIMITS, calls=CALLS)
 def test_the_limiter_does_what_counting_does(limits: tuple[Limit, ...], calls: list[tuple[float, str]]) -> None:
@@ -32,19 +48,22 @@ def test_the_limiter_does_what_counting_does(limits: tuple[Limit, ...], calls: l
     admitted: dict[str, list[float]] = {"a": [], "b": []}
     for pause, client in calls:
         clock.advance(pause)
-        times = admitted[client]
-        expected = all(naive_room(limit, times, clock.now) > 0 for limit in limits)
-        verdict = limiter.hit(client, limits)
-        assert verdict is not None
-        assert verdict.admitted == expected
-        if expected:
-            times.append(clock.now)
-        assert verdict.remaining == min(naive_room(limit, times, clock.now) for limit in limits)
-        assert verdict.remaining == naive_room(verdict.limit, times, clock.now)
-        grown = naive_room(verdict.limit, times, clock.now + verdict.reset)
-        assert grown > verdict.remaining >= naive_room(verdict.limit, times, clock.now + verdict.reset - 0.0625)
-        later = clock.now + verdict.retry_after
-        assert expected or all(naive_room(limit, times, later) > 0 for limit in limits)
+        ask(limiter, client, limits, admitted[client], clock)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    windows=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    calls=st.lists(st.tuples(PAUSES, st.lists(st.integers(1, 6), min_size=3, max_size=3)), max_size=80),
+)
+def test_amounts_may_change_from_call_to_call(windows: list[int], calls: list[tuple[float, list[int]]]) -> None:
+    """The same when each call comes with other amounts for the same windows, as a change of the keys' file brings."""
+    clock = FakeClock(0.0)
+    limiter = RateLimiter(RateLimitCache(monotonic=clock), monotonic=clock)
+    times: list[float] = []
+    for pause, amounts in calls:
+        clock.advance(pause)
+        ask(limiter, "a", tuple(map(Limit, amounts, windows)), times, clock)
 
 
 @settings(max_examples=100, deadline=None)
