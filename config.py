@@ -22,6 +22,8 @@ PROJECT = Path(__file__).resolve().parent
 MIB = 1024 * 1024
 DEFAULT_RATE_LIMITS = "60/minute;1000/hour"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+OFFLINE_LEDGER = "offline.sqlite3"
+_OFFLINE_KEY = "none-is-needed-offline"  # masked in logs like any key, so it must be nothing that one would write
 _EMPTY_HAS_A_MEANING = frozenset({"rate_limits", "cors_origins"})
 
 
@@ -57,6 +59,12 @@ def _distinct_keys(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str],
 
 def _in_project(value: object) -> object:
     return PROJECT / str(value) if value else value
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    return path
 
 
 def _header_safe(secret: str) -> str:
@@ -125,7 +133,9 @@ class Settings(BaseModel):
     output_price_per_million: Rate | None = Field(
         None, description="Overrides the price table, with INPUT_PRICE_PER_MILLION ($ per million tokens)"
     )
-    prices_file: ProjectPath = Field(Path("prices.toml"), description="Dated price table")
+    prices_file: Annotated[ProjectPath, AfterValidator(_existing)] = Field(
+        Path("prices.toml"), description="Dated price table"
+    )
     # Server of `python app.py`
     host: str = Field("127.0.0.1", min_length=1, description="Address that python app.py listens on")
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(
@@ -211,10 +221,10 @@ class Settings(BaseModel):
 
     def offline(self, endpoint: str) -> Settings:
         """These settings against a local emulator at `endpoint`: a dummy key, a model that says so, its own ledger."""
-        database = f"sqlite:///{self.data_dir / 'offline.sqlite3'}"
+        database = f"sqlite:///{self.data_dir / OFFLINE_LEDGER}"
         return self.model_copy(
             update={
-                "google_api_key": "offline",
+                "google_api_key": _OFFLINE_KEY,
                 "gemini_model": f"offline-{self.gemini_model.rpartition('/')[2]}",
                 "gemini_api_endpoint": endpoint,
                 "database_url": database,

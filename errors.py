@@ -62,6 +62,10 @@ class ApiError(Exception):
         """The sentence shown to the caller."""
         return str(self.args[0])
 
+    def __str__(self) -> str:
+        """The sentence and the details, for those who call from Python."""
+        return " ".join((self.message, *(f"{detail.field}: {detail.message}." for detail in self.details)))
+
     def headers(self) -> Mapping[str, str]:
         """The headers this error brings along, beside those of every response."""
         if self.retry_after is None:

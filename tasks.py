@@ -304,13 +304,22 @@ def parse(task: Task, body: bytes, *, max_chars: int) -> Job:
 def _readable(error: ValidationError) -> ApiError:
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     if problems[0]["type"] == "json_invalid":
-        return InvalidJson(details=(FieldError("body", "is not JSON"),))
+        where = problems[0]["msg"].removeprefix("Invalid JSON: ")  # what was expected, line and column; quotes nothing
+        return InvalidJson(details=(FieldError("body", f"is not JSON: {where}"),))
     return InvalidRequest(details=tuple(map(_field_error, problems[:MAX_REPORTED_FIELDS])))
 
 
 def _field_error(problem: Any) -> FieldError:
     field = ".".join(str(part) for part in problem["loc"]) or "body"
-    return FieldError(field[:MAX_FIELD_NAME_CHARS], problem["msg"].removeprefix("Value error, "))
+    message = _IN_WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
+    return FieldError(field[:MAX_FIELD_NAME_CHARS], message)
+
+
+_IN_WORDS = {
+    "extra_forbidden": "is not a field of this request",
+    "string_pattern_mismatch": "must be 1 to 40 letters, digits, blanks or + # . _ -",  # language, the only pattern
+}
+"""What pydantic says in the words of whoever wrote the model."""
 
 
 def rendered(

@@ -204,11 +204,20 @@ def _ledger(options: argparse.Namespace) -> AbstractContextManager[Ledger]:
     location = options.database or _settings().ledger_location
     location = location.removeprefix("sqlite:///")
     if "://" not in location and not Path(location).is_file():
-        raise CommandError(f"there is no ledger at {location} (--database names another one)")
+        raise CommandError(f"there is no ledger at {location} ({_elsewhere(Path(location), options.database)})")
     try:
         return closing(open_ledger(location))
     except ValueError as problem:
         raise CommandError(str(problem)) from None
+
+
+def _elsewhere(missing: Path, named: str | None) -> str:
+    from config import OFFLINE_LEDGER
+
+    offline = missing.with_name(OFFLINE_LEDGER)
+    if named is None and offline.is_file():
+        return f"that of `python app.py --offline` is there: --database {offline}"
+    return "--database names another one"
 
 
 def _settings() -> Settings:

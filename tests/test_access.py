@@ -182,6 +182,13 @@ class TestKeysFile:
         ring.identify(None)
         assert len(problems) == 2
 
+    def test_a_file_that_was_never_whole_says_that_nobody_gets_in(
+        self, keys_file: KeysFile, problems: list[str]
+    ) -> None:
+        """Not that keys stay, when there are none."""
+        KeyRing({}, keys_file.path, on_problem=problems.append)
+        assert ["nobody gets in by it" in problem for problem in problems] == [True]
+
     def test_a_file_that_is_gone_keeps_the_old_keys(
         self, keys_file: KeysFile, clock: FakeClock, problems: list[str]
     ) -> None:
@@ -349,8 +356,8 @@ class TestAuthorize:
     @pytest.mark.parametrize("secret", [None, "", "wrong"])
     @pytest.mark.parametrize("access", [Access.KEY, Access.ADMIN])
     def test_missing_or_wrong_is_401(self, ring: str, secret: str | None, access: Access) -> None:
-        """Who nobody knows is asked for a key."""
-        with pytest.raises(Unauthorized):
+        """Who nobody knows is asked for a key; who sent one is told that it is not known."""
+        with pytest.raises(Unauthorized, match="is not known" if secret else "is required"):
             authorize(RINGS[ring], access, secret)
 
     @pytest.mark.parametrize("ring", ["open with admin", "keys and admin"])

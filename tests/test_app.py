@@ -46,6 +46,7 @@ def code_of(answer: TestResponse) -> str:
         ("POST", TEXT, {"json": {"prompt": "x" * 100_001}}, (400, "invalid_request")),
         ("GET", "/api/v1/usage?group_by=colour", {}, (400, "invalid_request")),
         ("GET", "/api/v1/usage?from=yesterday", {}, (400, "invalid_request")),
+        ("GET", "/api/v1/usage?frm=2026-11-01", {}, (400, "invalid_request")),
     ],
 )  # fmt: skip
 def test_every_refusal_has_the_same_shape(
@@ -59,6 +60,13 @@ def test_every_refusal_has_the_same_shape(
 def test_405_says_what_is_allowed(client: FlaskClient) -> None:
     """In `Allow` (RFC 9110)."""
     assert client.get(TEXT).headers["Allow"] == "OPTIONS, POST"
+
+
+def test_each_bad_parameter_is_named(client: FlaskClient) -> None:
+    """All of them at once: a misspelt `from` would bring figures of another period."""
+    answer = client.get("/api/v1/usage?group_by=colour&from=yesterday&until=now")
+    assert answer.json is not None
+    assert {detail["field"] for detail in answer.json["details"]} == {"group_by", "from", "until"}
 
 
 def test_each_bad_field_is_named(client: FlaskClient) -> None:

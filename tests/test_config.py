@@ -33,9 +33,16 @@ def test_an_empty_text_is_the_default_except_where_empty_has_a_meaning() -> None
 def test_all_problems_are_told_at_once_and_no_value_of_a_secret() -> None:
     """One message names every bad setting."""
     with pytest.raises(SettingsError) as caught:
-        load(port="x", threads="0", google_api_key="canary key", input_price_per_million="1", redis_url="canary://")
+        load(
+            port="x",
+            threads="0",
+            google_api_key="canary key",
+            input_price_per_million="1",
+            redis_url="canary://",
+            prices_file="none.toml",
+        )
     text = str(caught.value)
-    for name in ("PORT", "THREADS", "GOOGLE_API_KEY", "INPUT_PRICE_PER_MILLION", "REDIS_URL"):
+    for name in ("PORT", "THREADS", "GOOGLE_API_KEY", "INPUT_PRICE_PER_MILLION", "REDIS_URL", "PRICES_FILE"):
         assert f"  {name}" in text
     assert "canary" not in text
 
@@ -64,6 +71,13 @@ def test_bad_values_are_refused(texts: dict[str, str]) -> None:
     """Each with its setting's name."""
     with pytest.raises(SettingsError, match=next(iter(texts)).upper()):
         load(**texts)
+
+
+def test_nothing_that_offline_logs_should_show_counts_as_a_secret() -> None:
+    """The dummy key is masked like any other, so it is no part of the model's name and no word of a prompt."""
+    offline = load().offline("http://127.0.0.1:9100")
+    assert offline.gemini_model.startswith("offline-")
+    assert not any(secret in f"{offline.gemini_model} work offline" for secret in offline.secrets)
 
 
 def test_keys_are_pairs_and_a_secret_may_hold_colons() -> None:

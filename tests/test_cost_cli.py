@@ -271,6 +271,17 @@ class TestExportCommand:
         assert err == f"cost_tracker: there is no ledger at {tmp_path}/none.sqlite3 (--database names another one)\n"
         assert list(tmp_path.iterdir()) == []
 
+    def test_after_an_offline_try_its_ledger_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Whoever has only tried the service is told where its record is."""
+        monkeypatch.setenv("DATA_DIR", str(tmp_path))
+        offline = tmp_path / "offline.sqlite3"
+        offline.touch()
+        status, _, err = run(capsys, "report")
+        assert status == 1
+        assert f"--database {offline}" in err
+
     def test_a_url_that_cannot_be_read_is_refused_in_a_sentence(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Without showing any of it: it may hold a password."""
         status, _, err = run(capsys, "report", "--database", "postgresql://u:canary@[bad")

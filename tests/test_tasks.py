@@ -84,6 +84,23 @@ def test_what_is_not_json_says_so(raw: bytes) -> None:
         parse(TEXT, raw, max_chars=5)
 
 
+@pytest.mark.parametrize(
+    ("raw", "where"),
+    [(b'{"prompt": "x" x', "at line 1 column 16"), (b'{"prompt": "\\udc00"}', "lone leading surrogate")],
+)
+def test_what_is_not_json_says_where(raw: bytes, where: str) -> None:
+    """Whoever wrote it finds the place, also in JSON that looks right."""
+    with pytest.raises(InvalidJson, match=where):
+        parse(TEXT, raw, max_chars=5)
+
+
+@pytest.mark.parametrize(("fields", "told"), [({"more": 1}, "is not a field"), ({"language": "c;"}, "1 to 40 letters")])
+def test_problems_are_told_in_words(fields: dict[str, Any], told: str) -> None:
+    """Not in those of the library that found them; an exception that a Python caller prints names them too."""
+    with pytest.raises(InvalidRequest, match=told):
+        parse(CODE, body(prompt="x", **fields), max_chars=5)
+
+
 def test_few_of_many_bad_fields_are_told() -> None:
     """The answer is bounded, whatever was sent."""
     with pytest.raises(InvalidRequest) as caught:

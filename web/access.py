@@ -85,6 +85,7 @@ class KeyRing:
         self._next_look = float("-inf")
         self._seen: tuple[int, int, int] | None = None
         self._reported: str | None = None
+        self._ever_read = False
         self._reread_if_due()
 
     def identify(self, secret: str | None) -> ApiKey | None:
@@ -124,13 +125,14 @@ class KeyRing:
             self._seen = seen
             self._report(str(error))
         else:
-            self._seen, self._reported = seen, None
+            self._seen, self._reported, self._ever_read = seen, None, True
             self._index = _indexed({**self._named, **from_file, **self._admin})
 
     def _report(self, reason: str) -> None:
         if reason != self._reported:
             self._reported = reason
-            self._on_problem(f"API_KEYS_FILE cannot be used, so its keys stay as they were: {reason}")
+            effect = "its keys stay as they were" if self._ever_read else "nobody gets in by it"
+            self._on_problem(f"API_KEYS_FILE cannot be used, so {effect}: {reason}")
 
 
 _INDEX_BYTES: Final = 8
@@ -279,7 +281,7 @@ def authorize(ring: KeyRing, access: Access, secret: str | None) -> ApiKey | Non
     if access is Access.ADMIN and not ring.has_admin and (key or ring.open):
         raise Forbidden("This needs the admin key, and none is configured: set ADMIN_API_KEY.")
     if key is None:
-        raise Unauthorized
+        raise Unauthorized("This API key is not known.") if secret else Unauthorized
     if not key.admin:
         raise Forbidden("This needs the admin key.")
     return key

@@ -83,7 +83,7 @@ _SECURITY_SCHEMES = {
 
 
 def _description() -> str:
-    rows = "\n".join(f"| {error.status} | `{error.code}` | {error.sentence} |" for error in ERRORS)
+    rows = "\n".join(f"| {error.status} | `{error.code}` | {_markdown(error.sentence)} |" for error in ERRORS)
     return (
         "Text generation, code generation and text classification by Google Gemini, with a cache, rate limits, and the "
         "exact cost of every request in its headers.\n\n"
@@ -172,8 +172,13 @@ def _error_response(group: list[type[ApiError]], headers: tuple[str, ...]) -> Js
     codes = [error.code for error in group]
     schema = {"allOf": [_ref("Error"), {"properties": {"code": {"enum": codes}}}]}
     examples = {code: {"$ref": f"#/components/examples/{code}"} for code in codes}
-    description = " Or: ".join(error.sentence for error in group)
+    description = " Or: ".join(_markdown(error.sentence) for error in group)
     return _response(description, {"application/json": {"schema": schema, "examples": examples}}, (*headers, *own))
+
+
+def _markdown(sentence: str) -> str:
+    """A description is Markdown, in which `<key>` would be a tag."""
+    return sentence.replace("<", "&lt;")
 
 
 def _example_of(error: type[ApiError]) -> ApiError:

@@ -62,7 +62,7 @@ def _listening(app: Api, settings: Settings) -> Any:
             ident="mtllm",
         )
     except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or str(problem)
+        reason = (getattr(problem, "strerror", None) or str(problem)).rstrip(".")
         raise CannotServeError(f"Cannot listen on HOST={settings.host} PORT={settings.port}: {reason}.") from problem
 
 

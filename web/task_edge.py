@@ -124,9 +124,9 @@ def _body(environ: dict[str, Any], limit: int) -> bytes:
     elif int(declared) <= limit:
         body = environ["wsgi.input"].read(int(declared))
     else:
-        raise errors.PayloadTooLarge
+        raise errors.PayloadTooLarge(f"The request body is longer than {limit} bytes.")
     if len(body) > limit:
-        raise errors.PayloadTooLarge
+        raise errors.PayloadTooLarge(f"The request body is longer than {limit} bytes.")
     return body
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import floor
 from typing import Any, get_args
 
@@ -12,6 +12,7 @@ from accounting.export import EXPORTERS, LATEST, parse_time, rfc3339
 from accounting.prices import dollars
 from errors import FieldError, InvalidRequest
 from ledger import ExportRow, GroupBy, UsageGroup
+from tasks import MAX_FIELD_NAME_CHARS, MAX_REPORTED_FIELDS
 from web.backend import Backend
 
 DEFAULT_PERIOD = 30 * 86_400.0
@@ -27,9 +28,11 @@ def register(app: Flask, backend: Backend) -> None:
     """Add the routes to `app`."""
 
     def usage() -> Response:
-        group_by: Any = _choice("group_by", get_args(GroupBy), "day")
-        to = _moment("to", floor(backend.clock()) + 1.0)
-        from_ = _moment("from", max(0.0, to - DEFAULT_PERIOD))
+        query = Query(request.args, "group_by")
+        group_by: Any = query.choice("group_by", get_args(GroupBy), "day")
+        to = query.moment("to", floor(backend.clock()) + 1.0)
+        from_ = query.moment("from", max(0.0, to - DEFAULT_PERIOD))
+        query.check()
         backend.ledger.flush()
         groups = backend.ledger.usage(from_, to, group_by)
         return jsonify(
@@ -37,8 +40,10 @@ def register(app: Flask, backend: Backend) -> None:
         )
 
     def export() -> Response:
-        name = _choice("format", tuple(FORMATS), "csv")
-        from_, to = _moment("from", 0.0), _moment("to", LATEST)
+        query = Query(request.args, "format")
+        name = query.choice("format", tuple(FORMATS), "csv")
+        from_, to = query.moment("from", 0.0), query.moment("to", LATEST)
+        query.check()
         media_type, written = FORMATS[name]
         backend.ledger.flush()
         response = Response(written(backend.ledger.export(from_, to)), mimetype=media_type)
@@ -49,21 +54,43 @@ def register(app: Flask, backend: Backend) -> None:
     app.add_url_rule("/api/v1/usage/export", "export", export)
 
 
-def _moment(name: str, default: float) -> float:
-    text = request.args.get(name)
-    if text is None:
-        return default
-    try:
-        return parse_time(text)
-    except ValueError as problem:
-        raise InvalidRequest(details=(FieldError(name, str(problem)),)) from None
+class Query:
+    """The parameters of a request: `from`, `to` and `other`. Problems are collected, and told at once.
 
+    An unknown name is one, since a misspelt `from` would bring figures of another period.
+    """
 
-def _choice(name: str, choices: tuple[str, ...], default: str) -> str:
-    choice = request.args.get(name, default)
-    if choice not in choices:
-        raise InvalidRequest(details=(FieldError(name, f"must be one of {', '.join(choices)}"),))
-    return choice
+    def __init__(self, arguments: Mapping[str, str], other: str) -> None:
+        self._arguments = arguments
+        names = ("from", "to", other)
+        self._problems = [
+            FieldError(name[:MAX_FIELD_NAME_CHARS], f"is not known here; there are {', '.join(names)}")
+            for name in arguments
+            if name not in names
+        ]
+
+    def moment(self, name: str, default: float) -> float:
+        """Epoch seconds."""
+        text = self._arguments.get(name)
+        if text is None:
+            return default
+        try:
+            return parse_time(text)
+        except ValueError as problem:
+            self._problems.append(FieldError(name, str(problem)))
+            return default
+
+    def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
+        """One of `choices`."""
+        choice = self._arguments.get(name, default)
+        if choice not in choices:
+            self._problems.append(FieldError(name, f"must be one of {', '.join(choices)}"))
+        return choice
+
+    def check(self) -> None:
+        """Raises InvalidRequest with all that was found."""
+        if self._problems:
+            raise InvalidRequest(details=tuple(self._problems[:MAX_REPORTED_FIELDS]))
 
 
 def _group(group: UsageGroup) -> dict[str, Any]:

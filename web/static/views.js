@@ -30,7 +30,7 @@ export function tiles(stats, window) {
   const wouldHaveCost = usage.total_cost + usage.cost_savings_from_cache;
   const { samples } = stats.latency.miss;
   return [
-    tile("Spent", used("total_cost", format.usd), "paid to Gemini"),
+    tile("Spent", used("total_cost", format.usd), stats.service.offline ? "what Gemini would have cost" : "paid to Gemini"),
     tile(
       "Saved by the cache",
       used("cost_savings_from_cache", format.usd),
@@ -46,7 +46,7 @@ export function tiles(stats, window) {
     tile(
       "Miss latency, p95",
       samples ? miss("p95_ms", format.duration) : "–",
-      stats.latency.hit.samples ? ["hit ", hit("p95_ms", format.duration), ", own ", own("p95_ms", format.duration)] : "no hit yet",
+      stats.latency.hit.samples ? ["hit ", hit("p95_ms", format.duration), ", own ", own("p95_ms", format.duration)] : "no hit yet to compare",
     ),
   ];
 }
