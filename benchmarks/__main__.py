@@ -1,6 +1,6 @@
 """Measure the service beside bare Flask, and its parts beside others of their kind.
 
-python -m benchmarks                       everything, about half an hour
+python -m benchmarks                       everything, a quarter of an hour or more
 python -m benchmarks hits misses           some of it
 python -m benchmarks --quick               only that it runs: the figures mean nothing
 python -m benchmarks --write               puts the tables into docs/performance.md, and the plot beside it
