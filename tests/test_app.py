@@ -99,10 +99,11 @@ def test_a_billed_failure_shows_its_cost(client: FlaskClient, gemini: ScriptedGe
 
 
 def test_without_a_key_tasks_say_what_to_set(make_app: MakeApp) -> None:
-    """503 `not_configured`; bad input is still told first, and health is well."""
+    """503 `not_configured`; bad input is still told first, and health is well. Nothing claims to have been paid."""
     client = make_app(google_api_key="").test_client()
     answer = client.post(TEXT, json={"prompt": "x"})
     assert (answer.status_code, code_of(answer)) == (503, "not_configured")
+    assert answer.headers["Server-Timing"].startswith("cache;desc=none, ")
     assert "GOOGLE_API_KEY" in answer.text
     assert client.post(TEXT, json={}).status_code == 400
     assert client.get("/health").status_code == 200

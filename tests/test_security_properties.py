@@ -77,8 +77,8 @@ def test_masking_ends(text: str) -> None:
     st.sampled_from(
         ["key=", "token=", "password: ", "Authorization: Bearer ", "bearer ", "AIza", "sk-", "?api_key%3D"]
     ),
-    st.text("abcdefghij &?;\n", max_size=30),
-    st.text("abcdefghij ", max_size=30),
+    st.text("abcdefghij &?;\n", max_size=19),  # shorter than any secret, so that it is in neither
+    st.text("abcdefghij ", max_size=19),
 )
 def test_a_secret_never_survives(secret: str, name: str, before: str, after: str) -> None:
     """Wherever a named or recognisable secret stands in a text, it is masked."""

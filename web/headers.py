@@ -170,7 +170,8 @@ def server_timing(completion: Completion | None, elapsed: float) -> str:
         return f"app;dur={elapsed * 1000:.1f}"
     queue, upstream = completion.queue_seconds, completion.receipt.upstream_seconds
     own = max(0.0, elapsed - queue - upstream)
+    origin = completion.origin if completion.cached or completion.receipt.attempts else Origin.NONE  # nothing was paid
     return (
-        f"cache;desc={completion.origin.value}, queue;dur={queue * 1000:.1f}, "
+        f"cache;desc={origin.value}, queue;dur={queue * 1000:.1f}, "
         f"upstream;dur={upstream * 1000:.1f}, app;dur={own * 1000:.1f}"
     )
