@@ -226,12 +226,19 @@ class AnswerStream:
         return None  # the answer was whole before the connection failed
 
 
+_importing = threading.Lock()
+
+
 class _Sdk:
     """The imported SDK with a client of our own making."""
 
     def __init__(self, api_key: str, endpoint: str, connections: int, monotonic: Callable[[], float]) -> None:
-        with warnings.catch_warnings():  # the SDK announces its end of life, and its dependencies theirs
+        with _importing, warnings.catch_warnings():  # the SDK announces its end of life, and its dependencies theirs
             warnings.simplefilter("ignore")
+            # First the package in which all the others go round in circles: where its import broke off once (no
+            # descriptors left, say), the next one would otherwise enter the circle at a part that is there already,
+            # and fail for the life of the process.
+            import google.ai.generativelanguage_v1beta  # noqa: F401  # for the order alone
             from google.ai.generativelanguage import GenerativeServiceClient
             from google.generativeai import protos
 

@@ -789,3 +789,35 @@ def test_without_a_key_nothing_is_asked(environment: Callable[..., None]) -> Non
     environment(None, google_api_key=None)
     with pytest.raises(NotConfigured, match="GOOGLE_API_KEY"):
         gemini_wrapper.generate_text("Say hello")
+
+
+BROKEN_IMPORT = """
+import sys, time
+from importlib.abc import MetaPathFinder
+
+class NoDescriptors(MetaPathFinder):
+    left = 1
+
+    def find_spec(self, name, path, target=None):
+        if name.endswith("services.file_service") and self.left:
+            self.left = 0
+            raise OSError(24, "Too many open files")
+
+sys.meta_path.insert(0, NoDescriptors())
+from gemini_wrapper import Gemini
+from tasks import Instruction
+
+with Gemini(api_key="key", model="model", endpoint=sys.argv[1]) as gemini:
+    try:
+        gemini.warm_up()
+    except OSError as problem:
+        print(problem.strerror)
+    print(gemini.generate(Instruction("hello", 0.5, 100), deadline=time.monotonic() + 60).finish_reason.value)
+"""
+
+
+def test_an_import_that_broke_off_is_made_anew(gemini: ScriptedGemini) -> None:
+    """The SDK's packages import each other in circles: on halves of them every later call would fail."""
+    command = [sys.executable, "-c", BROKEN_IMPORT, gemini.url]
+    done = subprocess.run(command, cwd=gemini_wrapper.__file__.rpartition("/")[0], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["Too many open files", "stop"], done.stderr
