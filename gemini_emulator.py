@@ -453,7 +453,7 @@ def _generated(call: Call, chunks: int) -> Iterator[dict[str, Any]]:
     text, finish_reason = canned_answer(call)
     asked = prompt_tokens(call)
     size = max(1, -(-len(text) // max(1, chunks)))
-    for end in range(size, len(text) + size, size):
+    for end in range(size, max(1, len(text)) + size, size):  # an empty answer is one, too
         usage = Usage(prompt=asked, candidates=token_count(text[:end]))
         last = end >= len(text)
         yield candidate(call, text[end - size : end], finish_reason=finish_reason if last else None, usage=usage)

@@ -14,7 +14,7 @@ from gemini_emulator import Emulator
 
 pytest.importorskip("hypothesis")
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 ANYTHING = st.recursive(
@@ -39,6 +39,8 @@ def post(connection: http.client.HTTPConnection, body: Any) -> tuple[int, Any]:
 
 
 @settings(max_examples=60, deadline=None)
+@example(contents=None, parts=None, config=None, schema=[""], limit=None)
+@example(contents=None, parts=None, config=None, schema=None, limit=0)
 @given(contents=ANYTHING, parts=ANYTHING, config=ANYTHING, schema=ANYTHING, limit=ANYTHING)
 def test_any_body_gets_an_answer(
     connection: http.client.HTTPConnection, contents: Any, parts: Any, config: Any, schema: Any, limit: Any
