@@ -62,7 +62,11 @@ def _in_project(value: object) -> object:
 
 
 def _existing(path: Path) -> Path:
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError:  # a name that no file can have
+        found = False
+    if not found:
         raise ValueError("there is no such file")
     return path
 

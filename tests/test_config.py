@@ -65,6 +65,8 @@ def test_all_problems_are_told_at_once_and_no_value_of_a_secret() -> None:
         {"gemini_timeout_seconds": "0"},
         {"daily_budget_usd": "-1"},
         {"ledger_sync": "sometimes"},
+        {"prices_file": "none.toml"},
+        {"prices_file": "0" * 5000},
     ],
 )
 def test_bad_values_are_refused(texts: dict[str, str]) -> None:
