@@ -168,12 +168,12 @@ class GroupCommit:
         if item is _HITS_WAIT:
             item = self._next(HITS_GATHER_SECONDS)
         operations = [self._sweep()] if item is None or self._monotonic() >= self._next_sweep else []
-        while item is not None and len(operations) < MAX_OPERATIONS:
+        while item is not None:
             if item is _STOP:
                 return operations, True
             if isinstance(item, _Operation):
                 operations.append(item)
-            item = self._next(0)
+            item = self._next(0) if len(operations) < MAX_OPERATIONS else None  # what is taken must be done
         return operations, False
 
     def _next(self, seconds: float) -> _Operation | _Signal | None:

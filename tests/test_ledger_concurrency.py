@@ -16,6 +16,7 @@ import pytest
 
 from errors import BudgetExceeded
 from ledger import Budget, BudgetState, Ledger, open_ledger
+from stores.group_commit import MAX_OPERATIONS
 from tests.fakes import FakeClock
 from tests.ledgers import ATTEMPT, HIT, NOON, SETTLEMENT, Database, FaultyEngine, assert_adds_up, attempt, until
 
@@ -80,6 +81,23 @@ class TestThreads:
             assert refused.result() is False
         assert engine.commits - before == 2
         assert_adds_up(ledger)
+
+    def test_more_than_a_commit_takes_are_all_done(self, ledger: Ledger, engine: FaultyEngine) -> None:
+        """What does not fit into one transaction goes into the next; nothing is taken from the queue and dropped."""
+        ledger.prepare()
+        engine.patience_seconds = 5
+        engine.gate.clear()
+        many = 2 * MAX_OPERATIONS + 10
+        with ThreadPoolExecutor(many + 1) as pool:
+            first = pool.submit(ledger.open, ATTEMPT)
+            engine.held.wait(10)
+            before = engine.commits
+            others = [pool.submit(ledger.open, ATTEMPT) for _ in range(many)]
+            writer = ledger._processes.current().writer
+            until(lambda: writer._queue.qsize() == many)
+            engine.gate.set()
+            assert len({first.result(), *(other.result() for other in others)}) == many + 1
+        assert engine.commits - before == 4
 
     def test_one_bad_operation_fails_alone(self, ledger: Ledger, engine: FaultyEngine) -> None:
         """A value that cannot be stored does not take those along that share its transaction."""
