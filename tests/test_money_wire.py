@@ -96,7 +96,7 @@ def prices_file(folder: Path, *entries: tuple[str, str, str, str]) -> str:
 
 def to_midnight(app: Api, clock: FakeClock, seconds_before: float) -> None:
     """Move the clock to so many seconds before the next UTC midnight."""
-    clock.advance(DAY - app.clock() % DAY - seconds_before)
+    clock.advance((DAY - app.clock() % DAY - seconds_before) % DAY)  # never back, late in the evening too
 
 
 # Prices
