@@ -35,23 +35,20 @@ HITS_A_FLUSH = 5000
 def table(*, quick: bool = False, picture: Path | None = None) -> Iterator[str]:
     """The lines of the Markdown table; with `picture`, the curves of the work alone as an SVG there."""
     sizes = SIZES[:2] if quick else SIZES
-    look_ups, checks = [look_up_micros(size) for size in sizes], [rate_check_micros(size) for size in sizes]
-    stats = list(stats_micros(sizes))
+    few_look_ups, look_ups = zip(*map(look_up_micros, sizes), strict=True)
+    few_checks, checks = zip(*map(rate_check_micros, sizes), strict=True)
+    stats = tuple(stats_micros(sizes))
     yield head("µs for one", *(f"{size:,}" for size in sizes))
     for name, figures in (
-        (f"hit look-up, by answers kept, {FEW} of them asked for", [few for few, _ in look_ups]),
-        ("the same, all of them asked for", [any_of_all for _, any_of_all in look_ups]),
-        (f"rate check, by clients known, {FEW} of them coming", [few for few, _ in checks]),
-        ("the same, all of them coming", [any_of_all for _, any_of_all in checks]),
+        (f"hit look-up, by answers kept, {FEW} of them asked for", few_look_ups),
+        ("the same, all of them asked for", look_ups),
+        (f"rate check, by clients known, {FEW} of them coming", few_checks),
+        ("the same, all of them coming", checks),
         ("/stats, by ledger rows", stats),
     ):
         yield row(name, *(f"{micros:,.2f}" for micros in figures))
     if picture is not None:
-        curves = {
-            "hit look-up": [few for few, _ in look_ups],
-            "rate check": [few for few, _ in checks],
-            "/stats": stats,
-        }
+        curves = {"hit look-up": few_look_ups, "rate check": few_checks, "/stats": stats}
         points = {name: list(zip(sizes, figures, strict=True)) for name, figures in curves.items()}
         picture.write_text(drawn(points), encoding="utf-8")
 

@@ -49,6 +49,7 @@ def test_the_limiter_does_what_counting_does(limits: tuple[Limit, ...], calls: l
     for pause, client in calls:
         clock.advance(pause)
         ask(limiter, client, limits, admitted[client], clock)
+        assert all(naive_room(limit, admitted[client], clock.now) >= 0 for limit in limits)
 
 
 @settings(max_examples=150, deadline=None)

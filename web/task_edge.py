@@ -124,10 +124,14 @@ def _body(environ: dict[str, Any], limit: int) -> bytes:
     elif int(declared) <= limit:
         body = environ["wsgi.input"].read(int(declared))
     else:
-        raise errors.PayloadTooLarge(f"The request body is longer than {limit} bytes.")
+        raise _too_large(limit)
     if len(body) > limit:
-        raise errors.PayloadTooLarge(f"The request body is longer than {limit} bytes.")
+        raise _too_large(limit)
     return body
+
+
+def _too_large(limit: int) -> ApiError:
+    return errors.PayloadTooLarge(f"The request body is longer than {limit} bytes.")
 
 
 def _is_json(media_type: str) -> bool:
