@@ -4,7 +4,7 @@
 # One would guess:  num_retries=3 against a server that answers 503 makes four calls: one and three retries.
 # What happens:     seven. num_retries=1 makes three, which is also what no num_retries at all makes; 2 makes five.
 #                   max_retries=N makes the N+1 calls one expects.
-# Seen with:        litellm 1.110.2, openai 3.57.0, Python 3.11.7, model openai/... at an api_base; 2026-11-27
+# Seen with:        litellm 1.110.2 with tenacity 9.2.1 (num_retries needs it), openai 3.57.0, Python 3.11.7; 2026-11-27
 # Output seen:      {} 3 calls, {'num_retries': 1} 3 calls, {'num_retries': 2} 5 calls, {'num_retries': 3} 7 calls,
 #                   {'max_retries': 1} 2 calls
 
@@ -13,7 +13,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv --without-pip "$work/venv"
 python3 -m pip --python "$work/venv/bin/python" install --quiet --disable-pip-version-check --no-compile \
-  litellm==1.110.2 openai==3.57.0
+  litellm==1.110.2 openai==3.57.0 tenacity==9.2.1
 
 "$work/venv/bin/python" - <<'PYTHON'
 import os

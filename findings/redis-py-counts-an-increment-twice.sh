@@ -3,7 +3,7 @@
 #
 # One would guess:  when the connection breaks after INCR was sent, the caller gets a ConnectionError and decides; only
 #                   commands that do no harm twice are sent again.
-# What happens:     the client's default policy sends any command again, up to ten times, with no setting asked for. The
+# What happens:     the default policy (ten tries more) sends the command again, with no setting asked for. The
 #                   server did the first one: a counter of requests or money moves twice, and the caller sees success.
 #                   Redis(retry=None) raises instead.
 # Seen with:        redis 8.1.0, Python 3.11.7; 2026-11-27
