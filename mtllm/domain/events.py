@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mtllm.domain.completion import Origin
 from mtllm.domain.findings import Finding
 
 Fact = str | float | bool | None
@@ -32,6 +33,7 @@ class RequestEvent:
     task: str | None = None
     model: str | None = None
     cached: bool | None = None
+    origin: Origin = Origin.NONE
     input_tokens: int = 0
     output_tokens: int = 0
     input_cost: int = 0

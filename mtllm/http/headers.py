@@ -54,8 +54,10 @@ _DELTA_SECONDS = re.compile(r"[0-9]{1,10}")
 
 
 class _Randomness:
-    """A generator seeded by the system, anew in each process: ids need to be unique, not secret, and asking the
-    system for every one costs as much as the rest of a hit's headers."""
+    """A generator seeded by the system, anew in each process.
+
+    Ids need to be unique, not secret, and asking the system for every one costs as much as the rest of a hit's headers.
+    """
 
     def __init__(self) -> None:
         self.seed()
@@ -72,7 +74,7 @@ _UUID4_SET = (0x4 << 76) | (0x2 << 62)
 
 
 def request_id(offered: str | None) -> str:
-    """The caller's id where it is harmless, else a new UUID4 (RFC 9562, section 5.4)."""
+    """Return the caller's id where it is harmless, else a new UUID4 (RFC 9562, section 5.4)."""
     if offered is not None and _REQUEST_ID.fullmatch(offered):
         return offered
     digits = f"{_random.bits(128) & _UUID4_CLEAR | _UUID4_SET:032x}"
@@ -80,7 +82,7 @@ def request_id(offered: str | None) -> str:
 
 
 def trace_id(traceparent: str | None) -> str | None:
-    """The trace id of a valid `traceparent` (W3C Trace Context, section 3.2); a bad one is ignored."""
+    """Return the trace id of a valid `traceparent` (W3C Trace Context, section 3.2); ignore a bad one."""
     match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
     if match is None:
         return None
@@ -91,7 +93,7 @@ def trace_id(traceparent: str | None) -> str | None:
 
 
 def cache_control(cache_control: str | None) -> CacheControl:
-    """What a request's Cache-Control asks (RFC 9111, section 5.2.1); unknown or unreadable directives are ignored."""
+    """Return what a request's Cache-Control asks (RFC 9111, section 5.2.1); ignore directives that cannot be read."""
     if not cache_control:
         return NO_CACHE_CONTROL
     directives = {
@@ -111,7 +113,7 @@ NO_CACHE_CONTROL = CacheControl()
 
 
 def money(completion: Completion | None, overall: int) -> Headers:
-    """Costs and tokens; zeros where there was no completion. `overall` is nano-dollars since the start."""
+    """Return costs and tokens; zeros where there was no completion. `overall` is nano-dollars since the start."""
     if completion is None:
         return [*_NOTHING, ("X-Cost-Overall", format_usd(overall))]
     receipt = completion.receipt
@@ -139,11 +141,11 @@ _NOTHING = (
 
 
 def cache_headers(completion: Completion) -> Headers:
-    """Where the answer came from (RFC 9211) and, for one that was paid for before, its age and what it saved."""
-    story = ("Cache-Status", _cache_status(completion))
+    """Return where the answer came from (RFC 9211) and, for one paid for before, its age and what it saved."""
+    status = ("Cache-Status", _cache_status(completion))
     if not completion.cached:
-        return [story]
-    return [story, ("Age", str(int(completion.age))), ("X-Cost-Saved", format_usd(completion.saved))]
+        return [status]
+    return [status, ("Age", str(int(completion.age))), ("X-Cost-Saved", format_usd(completion.saved))]
 
 
 def _cache_status(completion: Completion) -> str:
@@ -155,7 +157,7 @@ def _cache_status(completion: Completion) -> str:
 
 
 def limits(verdict: Verdict) -> Headers:
-    """The client's rate limit: the common X- names and the fields of draft-ietf-httpapi-ratelimit-headers-11."""
+    """Return the client's rate limit: the X- names and the fields of draft-ietf-httpapi-ratelimit-headers-11."""
     return [
         ("X-RateLimit-Limit", str(verdict.limit.amount)),
         ("X-RateLimit-Remaining", str(verdict.remaining)),
@@ -166,7 +168,7 @@ def limits(verdict: Verdict) -> Headers:
 
 
 def server_timing(completion: Completion | None, elapsed: float) -> str:
-    """Where the time went, in milliseconds (W3C Server Timing): cache, queue, upstream, and our own share as `app`."""
+    """Return where the time went, in ms (W3C Server Timing): cache, queue, upstream, and our own share as `app`."""
     if completion is None:
         return f"app;dur={elapsed * 1000:.1f}"
     queue, upstream = completion.queue_seconds, completion.receipt.upstream_seconds

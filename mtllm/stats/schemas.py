@@ -1,7 +1,9 @@
-"""What the bodies and headers of responses hold, in words and types; the OpenAPI document is made of it.
+"""The bodies and headers of responses, in words and types; the OpenAPI document is made of them.
 
-These models describe; they do not render. Tests hold every body that the service sends against them, key by key, so
-that neither side gets ahead of the other.
+The models of figures also render them: /stats and /api/v1/usage send what these models hold. Answers of tasks, errors
+and stream events are rendered where they arise, and tests hold them against the models here, key by key.
+
+Loading this module takes a while, so only those who need a model import it, at their first request.
 """
 
 from __future__ import annotations
@@ -9,26 +11,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import Field, create_model
 
 from mtllm.domain.completion import FinishReason, Origin
 from mtllm.ledger.ledger import GroupBy
 from mtllm.resilience.breaker import State
+from mtllm.stats.body import ResponseBody
 from mtllm.tasks import Task
 
 _SIX_DECIMALS = r"^[0-9]+\.[0-9]{6}$"
 
 
-class Body(BaseModel):
-    """What all bodies share."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
 # Tasks ----------------------------------------------------------------------------------------------------------------
 
 
-class TokensUsed(Body):
+class TokensUsed(ResponseBody):
     """Tokens of one answer."""
 
     input_tokens: int = Field(ge=0)
@@ -39,7 +36,7 @@ class TokensUsed(Body):
     """Who counted: Gemini as a rule; tiktoken estimates when Gemini reported nothing."""
 
 
-class Answered(Body):
+class Answered(ResponseBody):
     """What every answer of a task has beside the answer itself."""
 
     model: str
@@ -53,7 +50,7 @@ class Answered(Body):
     """True where the model has no known price, so that the costs show 0; left out otherwise."""
 
 
-class StreamCost(Body):
+class StreamCost(ResponseBody):
     """What a streamed answer cost: its headers could not say."""
 
     input: str = Field(pattern=_SIX_DECIMALS)
@@ -66,13 +63,13 @@ class StreamCost(Body):
     """The exact total in billionths of a dollar."""
 
 
-class StreamDelta(Body):
+class StreamDelta(ResponseBody):
     """Data of the unnamed events: the next piece of the answer, as Gemini wrote it."""
 
     delta: str
 
 
-def task_answer(task: Task) -> type[Body]:
+def task_answer(task: Task) -> type[ResponseBody]:
     """The body of a 200 of `task`."""
     answer: Any = (str, Field(description=f"The result: {task.summary[0].lower()}{task.summary[1:]}."))
     return create_model(
@@ -83,7 +80,7 @@ def task_answer(task: Task) -> type[Body]:
     )
 
 
-def stream_end(task: Task) -> type[Body]:
+def stream_end(task: Task) -> type[ResponseBody]:
     """The data of `event: done`, with which a stream of `task` ends."""
     return create_model(
         _name(task, "StreamEnd"),
@@ -100,7 +97,7 @@ def _name(task: Task, suffix: str) -> str:
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
-class FieldProblem(Body):
+class FieldProblem(ResponseBody):
     """One bad field of a request."""
 
     field: str
@@ -108,7 +105,7 @@ class FieldProblem(Body):
     message: str
 
 
-class Error(Body):
+class Error(ResponseBody):
     """Body of every error."""
 
     error: str
@@ -121,42 +118,17 @@ class Error(Body):
     """The bad fields of an `invalid_request`; left out otherwise."""
 
 
-# Health and figures ---------------------------------------------------------------------------------------------------
+# Figures --------------------------------------------------------------------------------------------------------------
 
 
-class Health(Body):
-    """The process answers. Never asks Gemini."""
-
-    status: Literal["healthy"]
-    timestamp: float
-    """Epoch seconds."""
-
-
-class Check(Body):
-    """One thing that readiness looks at."""
-
-    status: Literal["ok", "degraded", "fail"]
-    reason: str = ""
-    """Why it is not ok; left out where it is."""
-
-
-class Readiness(Body):
-    """Whether this instance should get requests."""
-
-    status: Literal["ready", "degraded", "unavailable"]
-    """The worst of the checks: `degraded` still serves, `unavailable` comes with 503."""
-    checks: dict[str, Check]
-    """By name: service, ledger, logs, disk, draining, breaker, and more where more is configured."""
-
-
-class TokenSums(Body):
+class TokenSums(ResponseBody):
     """Tokens of paid calls."""
 
     input: int = Field(ge=0)
     output: int = Field(ge=0)
 
 
-class CacheFigures(Body):
+class CacheFigures(ResponseBody):
     """The response cache of this process."""
 
     size: int = Field(ge=0)
@@ -181,7 +153,7 @@ class CacheFigures(Body):
     """The same as hit_ratio."""
 
 
-class WindowFigures(Body):
+class WindowFigures(ResponseBody):
     """What the ledger has of the last hours, in whole minutes, at most one too many."""
 
     period_hours: int
@@ -196,7 +168,7 @@ class WindowFigures(Body):
     total_tokens: TokenSums
 
 
-class Windows(Body):
+class Windows(ResponseBody):
     """Usage in three windows that end now."""
 
     last_hour: WindowFigures
@@ -204,7 +176,7 @@ class Windows(Body):
     last_30_days: WindowFigures
 
 
-class LimitFigures(Body):
+class LimitFigures(ResponseBody):
     """One window."""
 
     requests: int = Field(ge=1)
@@ -212,7 +184,7 @@ class LimitFigures(Body):
     seconds: int = Field(ge=1)
 
 
-class LimiterFigures(Body):
+class LimiterFigures(ResponseBody):
     """The table of rate-limited clients of this process."""
 
     cache_size: int = Field(ge=0)
@@ -227,7 +199,7 @@ class LimiterFigures(Body):
     """Requests answered with 429 since the start."""
 
 
-class AllTimeFigures(Body):
+class AllTimeFigures(ResponseBody):
     """Sums that survive restarts, from the ledger, over all its processes."""
 
     total_requests_all_time: int = Field(ge=0)
@@ -245,7 +217,7 @@ class AllTimeFigures(Body):
     """Dollars paid since this process started, as in X-Cost-Overall."""
 
 
-class TaskFigures(Body):
+class TaskFigures(ResponseBody):
     """Finished requests of one task since the start."""
 
     paid: int = Field(ge=0)
@@ -260,7 +232,7 @@ class TaskFigures(Body):
     """By code."""
 
 
-class Percentiles(Body):
+class Percentiles(ResponseBody):
     """Of the last 1000 requests at most, in milliseconds."""
 
     samples: int = Field(ge=0)
@@ -270,7 +242,7 @@ class Percentiles(Body):
     max_ms: float = Field(ge=0)
 
 
-class LatencyFigures(Body):
+class LatencyFigures(ResponseBody):
     """How long requests took."""
 
     hit: Percentiles
@@ -281,7 +253,7 @@ class LatencyFigures(Body):
     """Our own share: without Gemini and queue."""
 
 
-class EstimateFigures(Body):
+class EstimateFigures(ResponseBody):
     """tiktoken's counts beside Gemini's."""
 
     samples: int = Field(ge=0)
@@ -294,7 +266,7 @@ class EstimateFigures(Body):
     """Calls not compared, for lack of time."""
 
 
-class BudgetFigures(Body):
+class BudgetFigures(ResponseBody):
     """The service's budget of this UTC day, in dollars."""
 
     limit: float = Field(ge=0)
@@ -304,7 +276,7 @@ class BudgetFigures(Body):
     """Upper bounds of calls that are not settled, or of which Gemini may bill more than is known."""
 
 
-class BreakerFigures(Body):
+class BreakerFigures(ResponseBody):
     """The circuit breaker before Gemini."""
 
     state: State
@@ -315,7 +287,7 @@ class BreakerFigures(Body):
     """Since the start."""
 
 
-class AdmissionFigures(Body):
+class AdmissionFigures(ResponseBody):
     """Places for requests that wait for Gemini."""
 
     in_use: int = Field(ge=0)
@@ -326,7 +298,7 @@ class AdmissionFigures(Body):
     """Calls given up since the start while Gemini was still at them: at the deadline, or with their stream's client."""
 
 
-class SeenError(Body):
+class SeenError(ResponseBody):
     """One request that failed."""
 
     timestamp: str = Field(json_schema_extra={"format": "date-time"})
@@ -336,7 +308,7 @@ class SeenError(Body):
     request_id: str
 
 
-class ErrorFigures(Body):
+class ErrorFigures(ResponseBody):
     """Requests that failed with one code; 404s are not kept."""
 
     code: str
@@ -346,7 +318,7 @@ class ErrorFigures(Body):
     """The last 5 at most, the latest first."""
 
 
-class CallerFigures(Body):
+class CallerFigures(ResponseBody):
     """Who asks."""
 
     key: str | None
@@ -355,7 +327,7 @@ class CallerFigures(Body):
     """It is the admin key."""
 
 
-class ServiceFigures(Body):
+class ServiceFigures(ResponseBody):
     """What runs."""
 
     model: str
@@ -368,7 +340,7 @@ class ServiceFigures(Body):
     """It is shutting down."""
 
 
-class RedisFigures(Body):
+class RedisFigures(ResponseBody):
     """How the link to Redis stands."""
 
     up: bool
@@ -379,7 +351,7 @@ class RedisFigures(Body):
     """Questions that were not asked because it was away."""
 
 
-class Statistics(Body):
+class Statistics(ResponseBody):
     """The figures of the service."""
 
     cache_stats: CacheFigures
@@ -402,7 +374,7 @@ class Statistics(Body):
     """With REDIS_URL only."""
 
 
-class UsageOfGroup(Body):
+class UsageOfGroup(ResponseBody):
     """Sums of one group."""
 
     key: str
@@ -421,22 +393,15 @@ class UsageOfGroup(Body):
     """Dollars that the cached answers would have cost."""
 
 
-class UsageReport(Body):
+class UsageReport(ResponseBody):
     """Usage of a time by group. Groups without any usage are left out."""
 
-    from_: str = Field(alias="from", json_schema_extra={"format": "date-time"})
+    from_: str = Field(validation_alias="from", serialization_alias="from", json_schema_extra={"format": "date-time"})
     """The first moment counted."""
     to: str = Field(json_schema_extra={"format": "date-time"})
     """The first moment not counted any more."""
     group_by: GroupBy
     groups: list[UsageOfGroup]
-
-
-class CacheDeletion(Body):
-    """What was deleted."""
-
-    deleted: int = Field(ge=0)
-    """Answers that the cache held."""
 
 
 # Headers --------------------------------------------------------------------------------------------------------------
