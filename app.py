@@ -16,8 +16,10 @@ from mtllm import process, wiring
 from mtllm.http.application import Api
 from mtllm.pages import dashboard, swagger
 from mtllm.settings import Settings, SettingsError, load_settings
-from mtllm.stats import health, metrics, stats, usage
+from mtllm.stats import health, metrics_page, stats, usage
+from mtllm.stats.metrics import Metrics
 from mtllm.stats.recent import Recent
+from mtllm.stats.sources import MetricsSources, StatsSources
 from mtllm.tasks import TASKS, Task
 from mtllm.wiring import Clock
 
@@ -34,13 +36,13 @@ def create_app(
     """Return the application that `settings` describe. Opens nothing; the first request does. Raises SettingsError."""
     service = wiring.build(settings, clock=clock, monotonic=monotonic)
     app = Api(settings, service, tasks, clock=clock, monotonic=monotonic)
-    observed, recent = metrics.Metrics(app.url_map), Recent()
+    observed, recent = Metrics(app.url_map), Recent()
     app.observers = (service.logger.record, observed.observe, recent.observe)
     health.register(app, service.parts.checks, service.cache, clock)
     usage.register(app, service.ledger, clock)
     stats.register(
         app,
-        stats.StatsSources(
+        StatsSources(
             settings=settings,
             tasks=tasks,
             clock=clock,
@@ -57,12 +59,12 @@ def create_app(
             recent=recent,
         ),
     )
-    metrics.register(
+    metrics_page.register(
         app,
-        observed,
-        metrics.MetricsSources(
+        MetricsSources(
             daily_budget=settings.daily_budget_usd,
             clock=clock,
+            observed=observed,
             spend=service.spend,
             lifecycle=app.lifecycle,
             cache=service.cache,

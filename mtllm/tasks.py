@@ -51,7 +51,7 @@ def _distinct(labels: list[str]) -> list[str]:
     return labels
 
 
-Words = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
+Words = Annotated[str, Field(min_length=1, examples=["A text of any length."]), AfterValidator(_not_blank)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CATEGORY_CHARS), AfterValidator(_not_blank)]
 
 

@@ -180,4 +180,4 @@ def test_a_fourth_task_is_one_entry_and_one_model(environment: dict[str, str], g
     assert "at most 1 sentences" in (gemini.calls[0].system or "")
     assert stats["requests_by_task"]["summarize"] == {"paid": 1, "hit": 1, "shared": 0, "stale": 0, "errors": {}}
     assert document["paths"]["/api/v1/summarize/text"]["post"]["operationId"] == "summarize_text"
-    assert "SummarizeTextResponse" in document["components"]["schemas"]
+    assert "SummarizeResponse" in document["components"]["schemas"]

@@ -26,7 +26,7 @@ from mtllm.http.exchange import Exchange, current_exchange
 from mtllm.http.guard import Guard
 from mtllm.http.headers import Headers
 from mtllm.http.lifecycle import Lifecycle, waitress_threads, waitress_unsent
-from mtllm.http.task_endpoint import Reply, TaskEndpoint, refuse
+from mtllm.http.task_endpoint import TaskEndpoint, TaskReply, refuse
 from mtllm.security.access import access_of
 from mtllm.settings import Settings
 from mtllm.tasks import Task
@@ -128,7 +128,7 @@ class Api(Flask):
 
     # The way out
 
-    def _send(self, exchange: Exchange, reply: Reply, start_response: StartResponse) -> Iterable[bytes]:
+    def _send(self, exchange: Exchange, reply: TaskReply, start_response: StartResponse) -> Iterable[bytes]:
         own = [("Content-Type", reply.media_type), *reply.headers]
         body = reply.body
         if not isinstance(body, bytes):

@@ -28,7 +28,7 @@ JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
 
 
-class Reply(NamedTuple):
+class TaskReply(NamedTuple):
     """A response without the headers that every response has; a body that is not bytes comes in parts."""
 
     status: int
@@ -57,7 +57,7 @@ class TaskEndpoint:
         self._budgets = budgets
         self._completions = completions
 
-    def reply(self, exchange: Exchange, task: Task) -> Reply:
+    def reply(self, exchange: Exchange, task: Task) -> TaskReply:
         """Return the answer of `task` to the request, or the error it ended in. Raises nothing."""
         exchange.task = task
         try:
@@ -67,7 +67,7 @@ class TaskEndpoint:
         except Exception as defect:  # the last line of defence: the client gets a sentence, the log the traceback
             return refuse(exchange, errors.caused_by(defect))
 
-    def _answer(self, exchange: Exchange, task: Task) -> Reply:
+    def _answer(self, exchange: Exchange, task: Task) -> TaskReply:
         self._guard.admit(exchange, Access.KEY)
         if self._lifecycle.draining:
             raise errors.Draining(retry_after=self._lifecycle.seconds_left())
@@ -83,7 +83,7 @@ class TaskEndpoint:
         exchange.completion = completion = self._completions.complete(job, caller, cache_control, deadline=deadline)
         if completion.answer is None:
             raise completion.error or errors.InternalError()
-        return Reply(200, completion.answer.body)
+        return TaskReply(200, completion.answer.body)
 
     def _count(self, exchange: Exchange) -> None:
         """Count the request against its client's windows. Raises RateLimited."""
@@ -93,7 +93,7 @@ class TaskEndpoint:
         if verdict is not None and not verdict.admitted:
             raise errors.RateLimited(retry_after=verdict.retry_after)
 
-    def _stream(self, exchange: Exchange, job: Job, caller: Caller, cache_control: CacheControl) -> Reply:
+    def _stream(self, exchange: Exchange, job: Job, caller: Caller, cache_control: CacheControl) -> TaskReply:
         """Return the answer as server-sent events; an error before the first of them is an ordinary one."""
         live = self._completions.stream(
             job,
@@ -108,16 +108,16 @@ class TaskEndpoint:
             if first.error is not None:
                 raise first.error
         exchange.pending = not isinstance(first, Completion)
-        return Reply(200, sse.EventBody(exchange, live, first), EVENT_STREAM)
+        return TaskReply(200, sse.EventBody(exchange, live, first), EVENT_STREAM)
 
 
-def refuse(exchange: Exchange, error: ApiError) -> Reply:
+def refuse(exchange: Exchange, error: ApiError) -> TaskReply:
     """Note `error` and return its JSON: a sentence, a code, the request's id, and details where there are any."""
     exchange.fail(error)
     more = list(error.headers().items())
     if error.status == 401:
         more.append(("WWW-Authenticate", challenge(exchange.environ.get("PATH_INFO", ""))))
-    return Reply(error.status, json.dumps(errors.as_json(error, exchange.request_id)).encode(), JSON, more)
+    return TaskReply(error.status, json.dumps(errors.as_json(error, exchange.request_id)).encode(), JSON, more)
 
 
 def _read_body(environ: dict[str, Any], limit: int) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue, models_json_schema
 
-from mtllm import SUMMARY, __version__
+import mtllm
 from mtllm import tasks as task_rules
 from mtllm.billing.export import COLUMNS
 from mtllm.domain import errors
@@ -60,8 +60,8 @@ def _document(settings: Settings, tasks: Sequence[Task], open_to_all: bool) -> J
         "openapi": "3.1.1",
         "info": {
             "title": "Multi-Task LLM API",
-            "version": __version__,
-            "summary": SUMMARY,
+            "version": mtllm.__version__,
+            "summary": mtllm.SUMMARY,
             "description": _description(),
             "license": {"name": "MIT", "identifier": "MIT"},
         },

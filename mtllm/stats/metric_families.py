@@ -20,7 +20,8 @@ from mtllm.domain.errors import LedgerUnavailable, RateLimited
 from mtllm.domain.money import dollars
 from mtllm.ledger.ledger import SERVICE_SCOPE
 from mtllm.resilience.breaker import State
-from mtllm.stats.metrics import BUCKETS, Histogram, Metrics, MetricsSources, Observed
+from mtllm.stats.metrics import BUCKETS, Histogram, Observed
+from mtllm.stats.sources import MetricsSources
 
 _BOUNDS = (*map(str, BUCKETS), "+Inf")
 BREAKER_STATES = get_args(State)
@@ -29,9 +30,9 @@ BREAKER_STATES = get_args(State)
 class Exposition:
     """Renders the page, with a registry of its own, so that nothing else of the process shows up in it."""
 
-    def __init__(self, observed: Metrics, sources: MetricsSources) -> None:
+    def __init__(self, sources: MetricsSources) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(ServiceCollector(observed, sources))
+        self._registry.register(ServiceCollector(sources))
         ProcessCollector(registry=self._registry)
 
     def __call__(self, accept: str) -> tuple[bytes, str]:
@@ -43,13 +44,12 @@ class Exposition:
 class ServiceCollector(Collector):
     """One service's families, made anew at every scrape."""
 
-    def __init__(self, observed: Metrics, sources: MetricsSources) -> None:
-        self._observed = observed
+    def __init__(self, sources: MetricsSources) -> None:
         self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family, in the order of the page."""
-        observed = self._observed.snapshot()
+        observed = self._sources.observed.snapshot()
         yield from _requests(observed)
         yield from _money(observed)
         yield _counter("spend_usd", "Dollars spent, as in X-Cost-Overall", dollars(self._sources.spend.total()))

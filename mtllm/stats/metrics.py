@@ -1,4 +1,4 @@
-"""Adds up finished requests, and serves the page at /metrics.
+"""Adds up finished requests since the start, for /metrics and /stats.
 
 A request costs one `observe`: a few additions to plain numbers under one lock. Everything else (prometheus-client, the
 figures of the other parts, the text) belongs to the scrape; see `metric_families`.
@@ -9,25 +9,14 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 
-from flask import Flask, Response, request
 from werkzeug.routing import Map
 
-from lru_cache import RateLimitCache
-from mtllm.billing.prices import SpendMeter
 from mtllm.domain.completion import Origin
 from mtllm.domain.events import RequestEvent
-from mtllm.http.lifecycle import Lifecycle
-from mtllm.ledger.ledger import Ledger
-from mtllm.logs.writer import RequestLogger
-from mtllm.redis_link import RedisLink
-from mtllm.resilience.admission import Admission
-from mtllm.resilience.breaker import CircuitBreaker
 from mtllm.stats.recent import is_noise
-from mtllm.wiring import AnyCache, Clock
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Upper bounds in seconds: a hit takes less than a millisecond, a stream may take STREAM_MAX_SECONDS."""
@@ -177,37 +166,3 @@ class Metrics:
                 {(route, Origin(came)): figures.copy() for (route, came), figures in self._figures.items()},
                 {key: money.copy() for key, money in self._money.items()},
             )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MetricsSources:
-    """The parts whose figures a scrape shows beside the observed requests."""
-
-    daily_budget: float | None
-    """Dollars; None without one."""
-    clock: Clock
-    spend: SpendMeter
-    lifecycle: Lifecycle
-    cache: AnyCache
-    limiter_table: RateLimitCache
-    breaker: CircuitBreaker
-    redis: RedisLink | None
-    admission: Admission
-    ledger: Ledger
-    logger: RequestLogger
-
-
-def register(app: Flask, observed: Metrics, sources: MetricsSources) -> None:
-    """Add the page to `app`."""
-
-    @lru_cache(maxsize=1)
-    def exposition() -> Callable[[str], tuple[bytes, str]]:
-        from mtllm.stats.metric_families import Exposition  # loads prometheus-client, 40 ms: at the first scrape
-
-        return Exposition(observed, sources)
-
-    def metrics() -> Response:
-        body, content_type = exposition()(request.headers.get("Accept", ""))
-        return Response(body, content_type=content_type)
-
-    app.add_url_rule("/metrics", "metrics", metrics)

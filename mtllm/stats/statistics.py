@@ -14,7 +14,7 @@ from mtllm.security.access import ApiKey
 from mtllm.stats import schemas
 from mtllm.stats.metrics import Observed, RouteFigures
 from mtllm.stats.recent import DurationPercentiles, ErrorSeen
-from mtllm.stats.stats import StatsSources
+from mtllm.stats.sources import StatsSources
 
 LONGEST_PATH = 200
 
