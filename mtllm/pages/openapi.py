@@ -29,8 +29,8 @@ from mtllm.security.access import Access, access_of
 from mtllm.settings import Settings
 from mtllm.stats import schemas
 from mtllm.stats.body import ResponseBody
+from mtllm.stats.formats import FORMATS
 from mtllm.stats.health import CacheDeletion, Health, Readiness
-from mtllm.stats.usage import FORMATS
 from mtllm.tasks import Task
 
 ERRORS: tuple[type[ApiError], ...] = tuple(

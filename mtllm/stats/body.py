@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 class ResponseBody(BaseModel):
     """What all bodies share. A field that is not set is left out of the JSON."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     def render(self) -> bytes:
         """Return the body as JSON, ready to send."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import ConfigDict, Field, create_model
 
 from mtllm.domain.completion import FinishReason, Origin
 from mtllm.ledger.ledger import GroupBy
@@ -22,10 +22,16 @@ from mtllm.tasks import Task
 _SIX_DECIMALS = r"^[0-9]+\.[0-9]{6}$"
 
 
+class DescribedBody(ResponseBody):
+    """A body whose fields are described by the strings below them."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
 # Tasks ----------------------------------------------------------------------------------------------------------------
 
 
-class TokensUsed(ResponseBody):
+class TokensUsed(DescribedBody):
     """Tokens of one answer."""
 
     input_tokens: int = Field(ge=0)
@@ -36,7 +42,7 @@ class TokensUsed(ResponseBody):
     """Who counted: Gemini as a rule; tiktoken estimates when Gemini reported nothing."""
 
 
-class Answered(ResponseBody):
+class Answered(DescribedBody):
     """What every answer of a task has beside the answer itself."""
 
     model: str
@@ -50,7 +56,7 @@ class Answered(ResponseBody):
     """True where the model has no known price, so that the costs show 0; left out otherwise."""
 
 
-class StreamCost(ResponseBody):
+class StreamCost(DescribedBody):
     """What a streamed answer cost: its headers could not say."""
 
     input: str = Field(pattern=_SIX_DECIMALS)
@@ -63,13 +69,13 @@ class StreamCost(ResponseBody):
     """The exact total in billionths of a dollar."""
 
 
-class StreamDelta(ResponseBody):
+class StreamDelta(DescribedBody):
     """Data of the unnamed events: the next piece of the answer, as Gemini wrote it."""
 
     delta: str
 
 
-def task_answer(task: Task) -> type[ResponseBody]:
+def task_answer(task: Task) -> type[DescribedBody]:
     """The body of a 200 of `task`."""
     answer: Any = (str, Field(description=f"The result: {task.summary[0].lower()}{task.summary[1:]}."))
     return create_model(
@@ -80,7 +86,7 @@ def task_answer(task: Task) -> type[ResponseBody]:
     )
 
 
-def stream_end(task: Task) -> type[ResponseBody]:
+def stream_end(task: Task) -> type[DescribedBody]:
     """The data of `event: done`, with which a stream of `task` ends."""
     return create_model(
         _name(task, "StreamEnd"),
@@ -97,7 +103,7 @@ def _name(task: Task, suffix: str) -> str:
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
-class FieldProblem(ResponseBody):
+class FieldProblem(DescribedBody):
     """One bad field of a request."""
 
     field: str
@@ -105,7 +111,7 @@ class FieldProblem(ResponseBody):
     message: str
 
 
-class Error(ResponseBody):
+class Error(DescribedBody):
     """Body of every error."""
 
     error: str
@@ -121,14 +127,14 @@ class Error(ResponseBody):
 # Figures --------------------------------------------------------------------------------------------------------------
 
 
-class TokenSums(ResponseBody):
+class TokenSums(DescribedBody):
     """Tokens of paid calls."""
 
     input: int = Field(ge=0)
     output: int = Field(ge=0)
 
 
-class CacheFigures(ResponseBody):
+class CacheFigures(DescribedBody):
     """The response cache of this process."""
 
     size: int = Field(ge=0)
@@ -153,7 +159,7 @@ class CacheFigures(ResponseBody):
     """The same as hit_ratio."""
 
 
-class WindowFigures(ResponseBody):
+class WindowFigures(DescribedBody):
     """What the ledger has of the last hours, in whole minutes, at most one too many."""
 
     period_hours: int
@@ -168,7 +174,7 @@ class WindowFigures(ResponseBody):
     total_tokens: TokenSums
 
 
-class Windows(ResponseBody):
+class Windows(DescribedBody):
     """Usage in three windows that end now."""
 
     last_hour: WindowFigures
@@ -176,7 +182,7 @@ class Windows(ResponseBody):
     last_30_days: WindowFigures
 
 
-class LimitFigures(ResponseBody):
+class LimitFigures(DescribedBody):
     """One window."""
 
     requests: int = Field(ge=1)
@@ -184,7 +190,7 @@ class LimitFigures(ResponseBody):
     seconds: int = Field(ge=1)
 
 
-class LimiterFigures(ResponseBody):
+class LimiterFigures(DescribedBody):
     """The table of rate-limited clients of this process."""
 
     cache_size: int = Field(ge=0)
@@ -199,7 +205,7 @@ class LimiterFigures(ResponseBody):
     """Requests answered with 429 since the start."""
 
 
-class AllTimeFigures(ResponseBody):
+class AllTimeFigures(DescribedBody):
     """Sums that survive restarts, from the ledger, over all its processes."""
 
     total_requests_all_time: int = Field(ge=0)
@@ -217,7 +223,7 @@ class AllTimeFigures(ResponseBody):
     """Dollars paid since this process started, as in X-Cost-Overall."""
 
 
-class TaskFigures(ResponseBody):
+class TaskFigures(DescribedBody):
     """Finished requests of one task since the start."""
 
     paid: int = Field(ge=0)
@@ -232,7 +238,7 @@ class TaskFigures(ResponseBody):
     """By code."""
 
 
-class Percentiles(ResponseBody):
+class Percentiles(DescribedBody):
     """Of the last 1000 requests at most, in milliseconds."""
 
     samples: int = Field(ge=0)
@@ -242,7 +248,7 @@ class Percentiles(ResponseBody):
     max_ms: float = Field(ge=0)
 
 
-class LatencyFigures(ResponseBody):
+class LatencyFigures(DescribedBody):
     """How long requests took."""
 
     hit: Percentiles
@@ -253,7 +259,7 @@ class LatencyFigures(ResponseBody):
     """Our own share: without Gemini and queue."""
 
 
-class EstimateFigures(ResponseBody):
+class EstimateFigures(DescribedBody):
     """tiktoken's counts beside Gemini's."""
 
     samples: int = Field(ge=0)
@@ -266,7 +272,7 @@ class EstimateFigures(ResponseBody):
     """Calls not compared, for lack of time."""
 
 
-class BudgetFigures(ResponseBody):
+class BudgetFigures(DescribedBody):
     """The service's budget of this UTC day, in dollars."""
 
     limit: float = Field(ge=0)
@@ -276,7 +282,7 @@ class BudgetFigures(ResponseBody):
     """Upper bounds of calls that are not settled, or of which Gemini may bill more than is known."""
 
 
-class BreakerFigures(ResponseBody):
+class BreakerFigures(DescribedBody):
     """The circuit breaker before Gemini."""
 
     state: State
@@ -287,7 +293,7 @@ class BreakerFigures(ResponseBody):
     """Since the start."""
 
 
-class AdmissionFigures(ResponseBody):
+class AdmissionFigures(DescribedBody):
     """Places for requests that wait for Gemini."""
 
     in_use: int = Field(ge=0)
@@ -298,7 +304,7 @@ class AdmissionFigures(ResponseBody):
     """Calls given up since the start while Gemini was still at them: at the deadline, or with their stream's client."""
 
 
-class SeenError(ResponseBody):
+class SeenError(DescribedBody):
     """One request that failed."""
 
     timestamp: str = Field(json_schema_extra={"format": "date-time"})
@@ -308,7 +314,7 @@ class SeenError(ResponseBody):
     request_id: str
 
 
-class ErrorFigures(ResponseBody):
+class ErrorFigures(DescribedBody):
     """Requests that failed with one code; 404s are not kept."""
 
     code: str
@@ -318,7 +324,7 @@ class ErrorFigures(ResponseBody):
     """The last 5 at most, the latest first."""
 
 
-class CallerFigures(ResponseBody):
+class CallerFigures(DescribedBody):
     """Who asks."""
 
     key: str | None
@@ -327,7 +333,7 @@ class CallerFigures(ResponseBody):
     """It is the admin key."""
 
 
-class ServiceFigures(ResponseBody):
+class ServiceFigures(DescribedBody):
     """What runs."""
 
     model: str
@@ -340,7 +346,7 @@ class ServiceFigures(ResponseBody):
     """It is shutting down."""
 
 
-class RedisFigures(ResponseBody):
+class RedisFigures(DescribedBody):
     """How the link to Redis stands."""
 
     up: bool
@@ -351,7 +357,7 @@ class RedisFigures(ResponseBody):
     """Questions that were not asked because it was away."""
 
 
-class Statistics(ResponseBody):
+class Statistics(DescribedBody):
     """The figures of the service."""
 
     cache_stats: CacheFigures
@@ -374,7 +380,7 @@ class Statistics(ResponseBody):
     """With REDIS_URL only."""
 
 
-class UsageOfGroup(ResponseBody):
+class UsageOfGroup(DescribedBody):
     """Sums of one group."""
 
     key: str
@@ -393,7 +399,7 @@ class UsageOfGroup(ResponseBody):
     """Dollars that the cached answers would have cost."""
 
 
-class UsageReport(ResponseBody):
+class UsageReport(DescribedBody):
     """Usage of a time by group. Groups without any usage are left out."""
 
     from_: str = Field(validation_alias="from", serialization_alias="from", json_schema_extra={"format": "date-time"})

@@ -21,7 +21,7 @@ from mtllm.tasks import Task
 from mtllm.wiring import AnyCache, Clock
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class StatsSources:
     """The parts whose figures /stats shows."""
 
@@ -41,7 +41,7 @@ class StatsSources:
     recent: Recent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MetricsSources:
     """The parts whose figures a scrape shows beside the observed requests."""
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from math import floor
 from typing import Any, get_args
 
 from flask import Flask, Response, request
 
-from mtllm.billing.export import EXPORTERS
 from mtllm.domain.errors import MAX_FIELD_NAME_CHARS, MAX_REPORTED_FIELDS, FieldError, InvalidRequest
 from mtllm.domain.times import LATEST, parse_time
-from mtllm.ledger.ledger import ExportRow, GroupBy, Ledger
+from mtllm.ledger.ledger import GroupBy, Ledger
 from mtllm.stats.body import respond
 
 DEFAULT_PERIOD = 30 * 86_400.0
 """Seconds before `to` at which a request without `from` begins."""
-
-FORMATS: dict[str, tuple[str, Callable[[Iterable[ExportRow]], Iterator[str]]]] = {
-    "csv": ("text/csv", EXPORTERS["csv"]),
-    "jsonl": ("application/x-ndjson", EXPORTERS["jsonl"]),
-}
 
 
 def register(app: Flask, ledger: Ledger, clock: Callable[[], float]) -> None:
@@ -38,6 +32,8 @@ def register(app: Flask, ledger: Ledger, clock: Callable[[], float]) -> None:
         return respond(collect_usage(ledger, from_, to, group_by))
 
     def export() -> Response:
+        from mtllm.stats.formats import FORMATS  # loads the writers: at the first export
+
         query = Query(request.args, "format")
         name = query.choice("format", tuple(FORMATS), "csv")
         from_, to = query.moment("from", 0.0), query.moment("to", LATEST)
