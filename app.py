@@ -18,20 +18,24 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
-import errors
-from config import Settings, SettingsError, load_settings
-from errors import ApiError
-from tasks import TASKS
-from web import dashboard, headers, metrics, operations, process, swagger, usage
-from web.access import access_of
-from web.backend import DEFAULT_THREADS, Backend
-from web.cors import Cors
-from web.door import Door
-from web.exchange import ENVIRON_KEY, Exchange
-from web.headers import Headers
-from web.lifecycle import Lifecycle, waitress_threads, waitress_unsent
-from web.recent import Recent
-from web.task_edge import Reply, TaskEdge, refusal
+from mtllm import process
+from mtllm.domain import errors
+from mtllm.domain.errors import ApiError
+from mtllm.http import headers
+from mtllm.http.cors import Cors
+from mtllm.http.exchange import ENVIRON_KEY, Exchange
+from mtllm.http.guard import Guard
+from mtllm.http.headers import Headers
+from mtllm.http.lifecycle import Lifecycle, waitress_threads, waitress_unsent
+from mtllm.http.task_endpoint import Reply, TaskEndpoint, refusal
+from mtllm.pages import dashboard, swagger
+from mtllm.security.access import access_of
+from mtllm.settings import Settings, SettingsError, load_settings
+from mtllm.stats import health as operations
+from mtllm.stats import metrics, usage
+from mtllm.stats.recent import Recent
+from mtllm.tasks import TASKS
+from mtllm.wiring import DEFAULT_THREADS, Service
 
 StartResponse = Callable[..., Any]
 
@@ -49,12 +53,12 @@ class Api(Flask):
         self.settings = settings
         self.clock = clock
         self.monotonic = monotonic
-        self.backend = Backend(settings, clock=clock, monotonic=monotonic)
+        self.service = Service(settings, clock=clock, monotonic=monotonic)
         self.lifecycle = Lifecycle(settings.drain_seconds)
         self.recent = Recent()
         self.cors = Cors(self, settings, headers.EXPOSED)
-        self.door = Door(settings, self.backend.keys)
-        self.task_edge = TaskEdge(settings, self.backend, self.lifecycle, self.door)
+        self.guard = Guard(settings, self.service.keys)
+        self.task_endpoint = TaskEndpoint(settings, self.service, self.lifecycle, self.guard)
         self._tasks = {task.path: task for task in TASKS}
         self.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
 
@@ -65,7 +69,7 @@ class Api(Flask):
             exchange = self._begun(environ)
             task = self._tasks.get(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" else None
             if task is not None:
-                body = self._send(exchange, self.task_edge.reply(exchange, task), start_response)
+                body = self._send(exchange, self.task_endpoint.reply(exchange, task), start_response)
             else:
                 environ[ENVIRON_KEY] = exchange  # a cycle, which only the garbage collector ends: not for the tasks
                 _encode_query(environ)
@@ -96,28 +100,28 @@ class Api(Flask):
         for name, value in own:
             if name == "Content-Length":
                 exchange.length = int(value)
-        own += exchange.headers(self.backend.spend.total(), self.monotonic())
+        own += exchange.headers(self.service.spend.total(), self.monotonic())
         own += self.cors.headers(exchange.environ)
         return start_response(status, own, exc_info)
 
     def _begun(self, environ: dict[str, Any]) -> Exchange:
-        if not self.backend.is_open:
-            self._open_backend(environ)
-        client = self.backend.clients.client(environ.get("REMOTE_ADDR"), environ.get("HTTP_X_FORWARDED_FOR"))
+        if not self.service.is_open:
+            self._open_service(environ)
+        client = self.service.clients.client(environ.get("REMOTE_ADDR"), environ.get("HTTP_X_FORWARDED_FOR"))
         return Exchange(environ, client=client, timestamp=self.clock(), started=self.monotonic())
 
-    def _open_backend(self, environ: dict[str, Any]) -> None:
-        self.backend.open(waitress_threads(environ) or DEFAULT_THREADS)
+    def _open_service(self, environ: dict[str, Any]) -> None:
+        self.service.open(waitress_threads(environ) or DEFAULT_THREADS)
         unsent = waitress_unsent(environ)
         if unsent is not None:
             self.lifecycle.watch_connections(unsent)
 
     def _over(self, exchange: Exchange, sent: int) -> None:
-        if exchange.status >= 400 and (burst := self.backend.bursts.observe(exchange.account, exchange.status)):
+        if exchange.status >= 400 and (burst := self.service.bursts.observe(exchange.account, exchange.status)):
             exchange.findings += (burst,)
         event = exchange.event(self.monotonic(), sent)
         origin = exchange.completion.origin if exchange.completion else None
-        self.backend.logger.record(event)
+        self.service.logger.record(event)
         self.metrics.observe(event, origin)
         self.recent.observe(event, origin)
         self.lifecycle.end()
@@ -164,12 +168,12 @@ def create_app(
     app.register_error_handler(Exception, answer_defect)
     for task in TASKS:
         app.add_url_rule(task.path, task.name, methods=["POST"])  # no view: the task edge answers what matches
-    app.metrics = metrics.register(app, app.backend, app.lifecycle)
-    operations.register(app, app.backend, app.lifecycle, app.metrics, app.recent)
-    usage.register(app, app.backend)
-    dashboard.register(app, app.backend.keys)
-    swagger.register(app, app.backend)
-    for warning in app.backend.warnings():
+    app.metrics = metrics.register(app, app.service, app.lifecycle)
+    operations.register(app, app.service, app.lifecycle, app.metrics, app.recent)
+    usage.register(app, app.service)
+    dashboard.register(app, app.service.keys)
+    swagger.register(app, app.service)
+    for warning in app.service.warnings():
         print(f"Warning: {warning}", file=sys.stderr)
     return app
 
@@ -183,11 +187,11 @@ def current_exchange() -> Exchange:
 def enter(app: Api) -> None:
     """What every request that Flask answers passes before its view; what has no route is a 404 for everybody."""
     exchange = current_exchange()
-    app.door.inspect(exchange)
+    app.guard.inspect(exchange)
     if request.routing_exception is not None:
         raise request.routing_exception
     group_by = request.args.get("group_by") if request.query_string else None
-    app.door.authorize(exchange, access_of(request.method, request.path, group_by))
+    app.guard.authorize(exchange, access_of(request.method, request.path, group_by))
 
 
 def answer_error(error: ApiError) -> Response:
@@ -224,7 +228,7 @@ def __getattr__(name: str) -> Any:
     with exit_on_bad_settings():
         app = create_app(load_settings())
     process.prepare()
-    app.lifecycle.drain_on_sigterm(app.backend.close)
+    app.lifecycle.drain_on_sigterm(app.service.close)
     globals()["app"] = app
     return app
 
@@ -261,17 +265,17 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _serve_offline(settings: Settings) -> int:
-    from gemini_emulator import Emulator  # loaded only where it is asked for
+    from mtllm.emulator.server import Emulator  # loaded only where it is asked for
 
     with Emulator() as emulator:
         return _serve(settings.offline(emulator.url))
 
 
 def _serve(settings: Settings) -> int:
-    from web.serving import CannotServeError, serve  # only `python app.py` brings its own server
+    from mtllm.http.serving import CannotServeError, serve  # only `python app.py` brings its own server
 
     app = create_app(settings)
-    app.lifecycle.drain_on_sigterm(app.backend.close)
+    app.lifecycle.drain_on_sigterm(app.service.close)
     try:
         serve(app)
     except CannotServeError as problem:

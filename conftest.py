@@ -13,7 +13,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from app import Api, create_app
-from config import Settings, load_settings
+from mtllm.settings import Settings, load_settings
 from tests.fakes import FakeClock
 from tests.scripted_gemini import ScriptedGemini
 
@@ -65,13 +65,13 @@ def make_app(environment: dict[str, str], clock: FakeClock) -> Iterator[Callable
         texts = environment | {name.upper(): text for name, text in settings.items()}
         times: dict[str, Any] = {} if real_time else {"clock": wall, "monotonic": clock}
         app = create_app(load_settings(texts, env_file=None), **times)
-        app.backend.open(threads)
+        app.service.open(threads)
         made.append(app)
         return app
 
     yield make
     for app in made:
-        app.backend.close()
+        app.service.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tokens to money: the front door of `accounting`, and the command line over the ledger.
+"""Tokens to money: the front guard of `accounting`, and the command line over the ledger.
 
     python cost_tracker.py report --days 7
     python cost_tracker.py export --format csv --from 2026-11-01
@@ -23,10 +23,12 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
-from accounting.export import COLUMNS, LATEST, Column, export_csv, export_jsonl, parse_time, rfc3339, write_file
-from accounting.prices import DEFAULT_MODEL, NANO, Cost, Price, PriceTable, SpendMeter, dollars, exact_usd, format_usd
-from accounting.tokens import DOCUMENTED_PRICE, Drift, DriftMeter, TokenCounter
-from ledger import OK, Attempt, Hit, Ledger, Settlement, open_ledger
+from mtllm.billing.export import COLUMNS, Column, export_csv, export_jsonl, write_file
+from mtllm.billing.prices import DEFAULT_MODEL, Price, PriceTable, SpendMeter
+from mtllm.billing.tokens import DOCUMENTED_PRICE, Drift, DriftMeter, TokenCounter
+from mtllm.domain.money import NANO, Cost, dollars, exact_usd, format_usd
+from mtllm.domain.times import LATEST, parse_time, rfc3339
+from mtllm.ledger.ledger import OK, Attempt, Hit, Ledger, Settlement, open_ledger
 
 __all__ = [
     "COLUMNS",
@@ -242,6 +244,6 @@ class _Counted:
 
 
 if __name__ == "__main__":
-    from accounting.cli import main
+    from mtllm.billing.cli import main
 
     sys.exit(main())

@@ -14,12 +14,13 @@ from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count
 from math import inf
 from threading import Lock
 from typing import Any, Generic, NamedTuple, Protocol, TypedDict, TypeVar, overload
+
+from mtllm.domain.completion import CacheHit, StoredAnswer
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -209,32 +210,6 @@ class LRUCache(Generic[K, V]):
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class StoredAnswer:
-    """One answer as it is kept: ready to send, with what its headers and the ledger need."""
-
-    body: bytes
-    """The JSON body of the 200, ready to send."""
-    input_tokens: int
-    output_tokens: int
-    cost: int
-    """What it cost when it was bought, in nano-dollars."""
-    model: str
-    finish_reason: str
-    stored_at: float
-    """Epoch seconds."""
-
-
-class Found(NamedTuple):  # made at every hit, and a NamedTuple takes a third of the time of a frozen dataclass
-    """An answer found in the cache."""
-
-    answer: StoredAnswer
-    age: float
-    """Seconds since it was stored."""
-    ttl: float
-    """Seconds of freshness left; negative for a stale answer."""
-
-
 class Journal(Protocol):
     """Where a ResponseCache notes what should outlive the process. None of these may block on a disk but `clear`."""
 
@@ -304,7 +279,7 @@ class ResponseCache:
         self._shared = 0
         self._unasked = 0
 
-    def look_up(self, key: bytes, *, max_age: float | None = None) -> Found | None:
+    def look_up(self, key: bytes, *, max_age: float | None = None) -> CacheHit | None:
         """The fresh answer under `key`, at most `max_age` seconds old when that is given. Counts a hit or a miss."""
         kept = self._answers.get(key)
         if kept is None:
@@ -318,15 +293,15 @@ class ResponseCache:
             return None
         if self._journal is not None:
             self._journal.touch(key)
-        return Found(answer, age, fresh_until - now)
+        return CacheHit(answer, age, fresh_until - now)
 
-    def look_up_stale(self, key: bytes) -> Found | None:
+    def look_up_stale(self, key: bytes) -> CacheHit | None:
         """The answer under `key` even when it expired, at most `stale_seconds` ago. Counts neither hit nor miss."""
         kept = self._answers.peek(key)
         if kept is None:
             return None
         now = self._monotonic()
-        return Found(kept.answer, now - kept.stored, kept.fresh_until - now)
+        return CacheHit(kept.answer, now - kept.stored, kept.fresh_until - now)
 
     def store(self, key: bytes, answer: StoredAnswer, ttl: float | None = None) -> bool:
         """Keep `answer` under `key`, fresh for `ttl` seconds (None = the default; 0 = not kept). True if it was."""

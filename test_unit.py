@@ -175,14 +175,14 @@ class TestSecurity:
     def test_a_hostile_path_is_audited(self, app: Api, client: FlaskClient) -> None:
         """The finding is in security_audit.log with the request's id."""
         answer = client.get("/api/v1/../../etc/passwd")
-        app.backend.logger.flush()
+        app.service.logger.flush()
         lines = (app.settings.log_dir / "security_audit.log").read_text().splitlines()
         assert answer.headers["X-Request-ID"] in {json.loads(line)["request_id"] for line in lines}
 
     def test_no_prompt_and_no_key_in_any_log(self, app: Api, client: FlaskClient) -> None:
         """Five files, and in none of them what must not be known."""
         client.post(TEXT, json={"prompt": "canary-prompt"}, headers={"Authorization": "Bearer canary-key"})
-        app.backend.logger.flush()
+        app.service.logger.flush()
         written = {path.name: path.read_text() for path in app.settings.log_dir.glob("*.log")}
         assert len(written) == 5
         assert "canary" not in "".join(written.values())

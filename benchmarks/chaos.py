@@ -34,8 +34,8 @@ from pathlib import Path
 from random import Random
 
 from benchmarks.servers import PROJECT, answers, free_port
-from config import Settings
-from ledger import ExportRow, open_ledger
+from mtllm.ledger.ledger import ExportRow, open_ledger
+from mtllm.settings import Settings
 
 TEXT = "/api/v1/generate/text"
 CLIENTS, PLACES = 10, 6

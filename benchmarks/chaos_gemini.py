@@ -12,7 +12,7 @@ from contextlib import suppress
 from random import Random
 from threading import Lock
 
-from gemini_emulator import Call, Reply, canned
+from mtllm.emulator.server import Call, Reply, canned
 from tests.scripted_gemini import (
     CUT,
     IDLE,

@@ -21,7 +21,8 @@ from itertools import accumulate
 from pathlib import Path
 
 from cost_tracker import DEFAULT_MODEL, Price, PriceTable
-from lru_cache import ResponseCache, StoredAnswer
+from lru_cache import ResponseCache
+from mtllm.domain.completion import StoredAnswer
 
 PRICES = Path(__file__).resolve().parent.parent / "prices.toml"
 PROMPTS = 10_000

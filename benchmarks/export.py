@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks import tables
 from benchmarks.servers import ADMIN_KEY, PROJECT, Server, everything_on, free_port
-from ledger import Hit, open_ledger
+from mtllm.ledger.ledger import Hit, open_ledger
 
 ROWS = 1_000_000
 FORMATS = ("csv", "jsonl")

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import SearchStrategy
 
 from app import create_app
-from config import load_settings
+from mtllm.settings import load_settings
 from tests.fuzzing import ADMIN, KEY, PARSERS, check_raw, check_request, raw_requests, requests, task_requests
 from tests.scripted_gemini import ScriptedGemini
 from tests.serving import serving
@@ -48,7 +48,7 @@ def properties() -> Iterator[dict[str, Property]]:
                 "raw requests": (raw_requests, partial(check_raw, port)),
                 **PARSERS,
             }
-        app.backend.close()
+        app.service.close()
 
 
 def tried(holds: Property, examples: int) -> None:

@@ -14,9 +14,11 @@ from benchmarks.plot import Line, chart
 from benchmarks.profile_hit import call, environ_of, warm_app
 from benchmarks.servers import ADMIN_KEY, PROJECT
 from benchmarks.tables import head, row
-from ledger import Hit, Ledger
-from lru_cache import RateLimitCache, ResponseCache, StoredAnswer
-from rate_limiter import RateLimiter, parse_limits
+from lru_cache import RateLimitCache, ResponseCache
+from mtllm.domain.completion import StoredAnswer
+from mtllm.domain.limits import parse_limits
+from mtllm.ledger.ledger import Hit, Ledger
+from mtllm.ratelimit.limiter import RateLimiter
 
 PICTURE = PROJECT / "docs" / "growth.svg"
 SIZES = (100, 1000, 10_000, 100_000, 1_000_000)
@@ -87,7 +89,7 @@ def stats_micros(sizes: Sequence[int]) -> Iterator[float]:
         environ = environ_of(STATS)
         rows = 0
         for size in sizes:
-            _fill(app.backend.ledger, size - rows)
+            _fill(app.service.ledger, size - rows)
             rows = size
             call(app, environ)
             times = []

@@ -32,11 +32,11 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse, IncompleteRead
 from pathlib import Path
 
-from accounting.export import LATEST
 from benchmarks import tables
 from benchmarks.servers import KEY, Server, everything_on, free_port
-from gemini_emulator import Call, Emulator, Reply, canned, canned_answer, prompt_tokens, token_count
-from ledger import HIT, OPEN, SERVICE_SCOPE, UNSETTLED, ExportRow, Ledger, open_ledger
+from mtllm.domain.times import LATEST
+from mtllm.emulator.server import Call, Emulator, Reply, canned, canned_answer, prompt_tokens, token_count
+from mtllm.ledger.ledger import HIT, OPEN, SERVICE_SCOPE, UNSETTLED, ExportRow, Ledger, open_ledger
 
 CLIENTS = 32
 KILLS = 20

@@ -18,7 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from statistics import median, quantiles
 
-from ledger import Attempt, Hit, Ledger, Settlement, open_ledger
+from mtllm.ledger.ledger import Attempt, Hit, Ledger, Settlement, open_ledger
 
 NOW = 1_800_000_000.0
 ANSWERS = {1: 100, 32: 40}

@@ -23,7 +23,8 @@ from typing import Any
 
 from benchmarks.tables import spread
 from lru_cache import LRUCache, RateLimitCache
-from rate_limiter import RateLimiter, parse_limits
+from mtllm.domain.limits import parse_limits
+from mtllm.ratelimit.limiter import RateLimiter
 
 CACHE_SIZE = 1_000
 CLIENTS = 10_000

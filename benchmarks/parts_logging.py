@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from enhanced_logging import RequestEvent, RequestLogger
+from mtllm.logs.writer import RequestEvent, RequestLogger
 
 FILES = ("api_requests.log", "performance.log", "cost_tracking.log")
 MAX_BYTES = 10 * 1024 * 1024

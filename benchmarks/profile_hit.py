@@ -35,8 +35,8 @@ from benchmarks import floor
 from benchmarks.hits import HIT
 from benchmarks.load import Request
 from benchmarks.servers import PROJECT, everything_on
-from config import load_settings
-from gemini_emulator import Emulator
+from mtllm.emulator.server import Emulator
+from mtllm.settings import load_settings
 
 SAMPLE_SECONDS = 0.0005
 WARM_UP_CALLS = 2000
@@ -57,7 +57,7 @@ def warm_app() -> Iterator[Api]:
             call(app, environ_of(HIT))
             yield app
         finally:
-            app.backend.close()
+            app.service.close()
 
 
 def environ_of(request: Request) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def lines(seconds: float, functions: int) -> Iterator[str]:
         before = writers_cpu()
         with Sampler() as sampler:
             count = calls_for(seconds, app, hit)
-        app.backend.logger.flush()
+        app.service.logger.flush()
         after = writers_cpu()
         heads = [(side, call(*asking)) for side, asking in (("bare Flask", (bare, asked)), ("hit", (app, hit)))]
     yield _told("bare Flask, in process", floor_micros)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from config import Settings
+from mtllm.settings import Settings
 
 PROJECT = Path(__file__).resolve().parent.parent
 KEY = "the-secret-that-the-benchmark-sends"
@@ -156,7 +156,7 @@ def floor(threads: int = 4, *, upstream: Server | None = None) -> Server:
 def emulator(latency_ms: float = 0) -> Server:
     """Gemini's stand-in, on the core of the load: it belongs to the world outside."""
     port = free_port()
-    arguments = ["gemini_emulator.py", f"--port={port}", f"--latency-ms={latency_ms}"]
+    arguments = ["-m", "mtllm.emulator", f"--port={port}", f"--latency-ms={latency_ms}"]
     return Server(arguments, port, core=CORES.load, healthy_path="/v1beta/models?key=benchmark")
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from tasks import Answer, Instruction
+from mtllm.domain.completion import Answer, Instruction
 
 
 class FakeClock:

@@ -18,20 +18,20 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from accounting.export import parse_time
-from accounting.prices import PriceTable
 from app import Api
-from audit.redaction import MASK, redact
-from config import Settings, SettingsError, load_settings
-from errors import InvalidJson, InvalidRequest
-from flow.completion import CacheWishes
-from rate_limiter import Limit, parse_limits
-from security import inspect
-from tasks import TASKS, Job, parse
+from mtllm.billing.prices import PriceTable
+from mtllm.domain.completion import CacheControl
+from mtllm.domain.errors import InvalidJson, InvalidRequest
+from mtllm.domain.limits import Limit, parse_limits
+from mtllm.domain.times import parse_time
+from mtllm.gemini.failures import parse_duration
+from mtllm.http import headers
+from mtllm.security.access import BrokenKeysFile, parse_keys_file, presented_key
+from mtllm.security.detection import inspect
+from mtllm.security.redaction import MASK, redact
+from mtllm.settings import Settings, SettingsError, load_settings
+from mtllm.tasks import TASKS, Job, parse
 from tests.raw_http import RawAnswer, call_wsgi, connect
-from upstream.failures import parse_duration
-from web import headers
-from web.access import BrokenKeysFile, parse_keys_file, presented_key
 
 PATIENCE = 5.0
 """Seconds after which an answer counts as a hang."""
@@ -269,9 +269,9 @@ def check_limits(text: str) -> None:
 
 def check_cache_control(text: str) -> None:
     """Every directive is known, or ignored."""
-    wishes = headers.cache_wishes(text)
-    assert isinstance(wishes, CacheWishes)
-    assert wishes.max_age is None or wishes.max_age >= 0
+    cache_control = headers.cache_control(text)
+    assert isinstance(cache_control, CacheControl)
+    assert cache_control.max_age is None or cache_control.max_age >= 0
 
 
 def check_traceparent(text: str) -> None:

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from ledger import Attempt, Hit, Ledger, Settlement, Totals
-from stores.engine import Connection, Engine, Row, Value
-from stores.sqlite import SQLiteEngine
+from mtllm.ledger.engine import Connection, Engine, Row, Value
+from mtllm.ledger.ledger import Attempt, Hit, Ledger, Settlement, Totals
+from mtllm.ledger.sqlite import SQLiteEngine
 from tests.postgres_server import PostgresServer
 
 _numbers = itertools.count()
@@ -129,7 +129,7 @@ class PostgresDatabase:
         self.rows(f"CREATE SCHEMA {schema}")
 
     def engine(self) -> Engine:
-        from stores.postgres import PostgresEngine
+        from mtllm.ledger.postgres import PostgresEngine
 
         return PostgresEngine(self.location, sync="off")
 

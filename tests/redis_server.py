@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import pytest
 
-from stores.redis_link import RedisLink
+from mtllm.redis_link import RedisLink
 
 PATIENCE_SECONDS = 20.0
 """Time-out where a test is not about time-outs: a busy machine must not fail it."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from threading import Condition, Event, Semaphore
 from typing import Any
 
-from gemini_emulator import (
+from mtllm.emulator.server import (
     Call,
     Emulator,
     Reply,
@@ -36,7 +36,7 @@ from gemini_emulator import (
     retry_info,
     token_count,
 )
-from gemini_emulator import (
+from mtllm.emulator.server import (
     blocked_prompt as blocked_prompt_payload,
 )
 

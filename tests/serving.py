@@ -28,7 +28,7 @@ from waitress import wasyncore
 from waitress.server import create_server
 
 from app import Api
-from config import Settings
+from mtllm.settings import Settings
 
 PROJECT = Path(__file__).resolve().parent.parent
 PATIENCE = 20.0

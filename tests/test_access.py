@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from errors import Forbidden, Unauthorized
-from rate_limiter import Limit
-from tests.fakes import FakeClock
-from web.access import (
+from mtllm.domain.errors import Forbidden, Unauthorized
+from mtllm.domain.limits import Limit
+from mtllm.security.access import (
     Access,
     ApiKey,
     BrokenKeysFile,
@@ -24,6 +23,7 @@ from web.access import (
     parse_keys_file,
     presented_key,
 )
+from tests.fakes import FakeClock
 
 
 def table(name: str, secret: str, *more: str) -> str:

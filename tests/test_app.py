@@ -82,11 +82,11 @@ def test_a_defect_is_a_500_without_its_story(app: Api, client: FlaskClient, monk
     def fail(*_: object, **__: object) -> None:
         raise ValueError("canary /srv/secret/path")
 
-    monkeypatch.setattr(app.backend.completions, "complete", fail)
+    monkeypatch.setattr(app.service.completions, "complete", fail)
     answer = client.post(TEXT, json={"prompt": "x"})
     assert (answer.status_code, code_of(answer)) == (500, "internal_error")
     assert "canary" not in answer.text
-    app.backend.logger.flush()
+    app.service.logger.flush()
     assert "ValueError" in (app.settings.log_dir / "api_errors.log").read_text()
 
 
@@ -192,7 +192,7 @@ def test_the_trace_id_is_on_every_line(app: Api, client: FlaskClient) -> None:
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     client.post(TEXT, json={"prompt": "x"}, headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"})
     client.get("/nowhere", headers={"traceparent": f"00-{'0' * 32}-00f067aa0ba902b7-01"})
-    app.backend.logger.flush()
+    app.service.logger.flush()
     lines = [json.loads(line) for log in app.settings.log_dir.glob("*.log") for line in log.read_text().splitlines()]
     assert {line.get("trace_id") for line in lines if line["task"] == "text"} == {trace}
     assert {line.get("trace_id") for line in lines if line["task"] is None} == {None}
@@ -397,7 +397,7 @@ def test_the_cache_survives_a_restart(make_app: MakeApp, gemini: ScriptedGemini,
     """What was asked before is free after."""
     before = make_app()
     before.test_client().post(TEXT, json={"prompt": "x"})
-    before.backend.close()
+    before.service.close()
     clock.advance(100)
     after = make_app().test_client().post(TEXT, json={"prompt": "x"})
     assert (after.headers["X-Cached"], after.headers["Age"]) == ("true", "100")
@@ -432,7 +432,7 @@ def test_an_open_breaker_is_degraded_and_not_unready(client: FlaskClient, gemini
 
 def test_a_full_disk_is_unready(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the ledger fails, with how much is left."""
-    monkeypatch.setattr("web.operations.LEAST_FREE_BYTES", 10**18)
+    monkeypatch.setattr("mtllm.stats.health.LEAST_FREE_BYTES", 10**18)
     ready = client.get("/api/v1/health/ready")
     assert ready.json is not None
     assert ready.status_code == 503

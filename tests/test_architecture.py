@@ -11,99 +11,140 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("accounting", "audit", "flow", "resilience", "stores", "upstream", "web")
-MODULES = sorted(path.stem for path in ROOT.glob("*.py") if path.stem not in {"conftest", "test_unit"})
+PACKAGE = ROOT / "mtllm"
 
-MAY_IMPORT = {
-    # leaves
-    "errors": set(),
-    "audit": set(),
-    "lru_cache": set(),
-    "rate_limiter": {"lru_cache"},
-    "config": {"rate_limiter"},
-    "gemini_emulator": set(),
-    # domain
-    "tasks": {"errors"},
-    "resilience": {"errors"},
-    "security": {"audit"},
-    "enhanced_logging": {"audit"},
-    # outside
-    "upstream": {"errors"},
-    "gemini_wrapper": {"upstream", "errors", "tasks"},
-    "stores": {"errors", "lru_cache", "rate_limiter"},
-    "ledger": {"stores", "errors"},
-    "accounting": {"ledger", "errors", "tasks", "lru_cache"},
-    "cost_tracker": {"accounting", "ledger"},
-    # flow
-    "flow": {"accounting", "errors", "lru_cache", "tasks"},
-    "service": {"flow", "accounting", "errors", "lru_cache", "resilience", "tasks"},
-}
-"""What each room may import when it is imported itself; the edge (app, web) may import everything."""
+FRONT_DOORS = {"app", "gemini_wrapper", "cost_tracker", "enhanced_logging"}
+"""The modules that the user prescribed; nothing below imports them. `lru_cache` is a leaf that the rooms may import."""
 
-LAZILY = {
-    "gemini_wrapper": {"config", "resilience"},
-    "accounting": {"config"},
-}
-"""What entry points may import besides, inside their functions."""
+ROWS: tuple[set[str], ...] = (
+    {"pages"},
+    {"stats"},
+    {"http"},
+    {"wiring"},
+    {"completions"},
+    {"billing", "ratelimit", "logs"},
+    {"ledger", "caching", "gemini", "security", "resilience", "tasks", "settings"},
+    {"domain", "redis_link", "process"},
+)
+"""The rooms of the package: each imports only what stands in a row below its own, or itself."""
 
-ONLY_THE_EDGE = {"flask", "flask_cors", "waitress", "werkzeug", "prometheus_client"}
+ALONE = {"emulator"}
+"""Rooms that import nothing of ours."""
+
+FLASK = {"pages", "stats", "http"}
+"""The rooms that may know HTTP frameworks, besides app.py."""
+
+FRAMEWORKS = {"flask", "flask_cors", "waitress", "werkzeug", "prometheus_client"}
+
+LAZILY = {("billing", "settings"), ("http", "emulator")}
+"""Imports of entry points inside their functions that are written in no row."""
 
 
-def _files(room: str) -> list[Path]:
-    return sorted((ROOT / room).glob("**/*.py")) if (ROOT / room).is_dir() else [ROOT / f"{room}.py"]
+def rooms() -> list[str]:
+    """Return the names of the package's rooms: folders and modules."""
+    folders = [path.parent.name for path in PACKAGE.glob("*/__init__.py")]
+    return sorted(folders + [path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")])
 
 
-def _imported(tree: ast.AST) -> Iterator[tuple[str, bool]]:
-    """The top name of every import, and whether it happens when the module is imported."""
-    at_import = set(map(id, _at_import(tree)))
-    for node in ast.walk(tree):
-        names = (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-        for name in names:
-            yield name.split(".")[0], id(node) in at_import
+def files_of(room: str) -> list[Path]:
+    """Return the modules of a room."""
+    folder = PACKAGE / room
+    return sorted(folder.glob("**/*.py")) if folder.is_dir() else [PACKAGE / f"{room}.py"]
 
 
-def _at_import(tree: ast.AST) -> Iterator[ast.AST]:
+def imports_of(file: Path) -> Iterator[str]:
+    """Yield the dotted name of every import in a file, lazy ones included, those for types left out."""
+    for node in _outside_type_checking(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _outside_type_checking(tree: ast.AST) -> Iterator[ast.AST]:
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             continue
         yield node
-        yield from _at_import(node)
+        yield from _outside_type_checking(node)
 
 
-@pytest.mark.parametrize("room", sorted(MAY_IMPORT))
-def test_imports_go_one_way(room: str) -> None:
-    """Each room imports only what lies below it."""
-    ours = {*MODULES, *ROOMS}
-    for file in _files(room):
-        for name, at_import in _imported(ast.parse(file.read_text())):
-            allowed = MAY_IMPORT[room] | {room} | (set() if at_import else LAZILY.get(room, set()))
-            assert name not in ours or name in allowed, f"{file.relative_to(ROOT)} imports {name}"
+def row_of(room: str) -> int:
+    """Return the row in which a room stands."""
+    return next(number for number, row in enumerate(ROWS) if room in row)
 
 
-@pytest.mark.parametrize("room", sorted(MAY_IMPORT))
+def test_every_room_stands_in_a_row() -> None:
+    """A new room must be put into the plan above."""
+    assert set(rooms()) == set.union(*ROWS) | ALONE
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_imports_go_down_only(room: str) -> None:
+    """A room imports only rooms in lower rows."""
+    for file in files_of(room):
+        for name in imports_of(file):
+            top, _, rest = name.partition(".")
+            other = rest.split(".")[0] if top == "mtllm" else ""
+            if not other or other == room or (room, other) in LAZILY:
+                continue
+            assert room not in ALONE, f"{file.relative_to(ROOT)} imports {name}"
+            assert row_of(other) > row_of(room), f"{file.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_no_room_imports_a_front_door(room: str) -> None:
+    """What the user prescribed stands on the rooms, never below them."""
+    for file in files_of(room):
+        assert not FRONT_DOORS & {name.split(".")[0] for name in imports_of(file)}, file.name
+
+
+@pytest.mark.parametrize("room", sorted(set(rooms()) - FLASK))
 def test_only_the_edge_knows_http_frameworks(room: str) -> None:
-    """flask and waitress stay in app.py and web/."""
-    for file in _files(room):
-        assert not ONLY_THE_EDGE & {name for name, _ in _imported(ast.parse(file.read_text()))}, file.name
+    """flask and waitress stay in app.py, http/, stats/ and pages/."""
+    for file in files_of(room):
+        assert not FRAMEWORKS & {name.split(".")[0] for name in imports_of(file)}, file.name
 
 
-def test_every_room_has_its_place_in_the_plan() -> None:
-    """A new module or package must be put into the plan above."""
-    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
-    assert {*MODULES, *packages} == {*MAY_IMPORT, "app", "web"}
+def test_there_is_no_circle_of_files() -> None:
+    """No file reaches itself through its imports, those inside functions included."""
+    modules = {_dotted(file): file for file in [*PACKAGE.glob("**/*.py"), *ROOT.glob("*.py")]}
+    edges = {
+        name: {_module(found, modules) for found in imports_of(file)} - {None, name} for name, file in modules.items()
+    }
+    while leaves := [name for name, targets in edges.items() if not targets & edges.keys()]:
+        for name in leaves:
+            del edges[name]
+    assert not edges, sorted(edges)
+
+
+def _dotted(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _module(name: str, modules: dict[str, Path]) -> str | None:
+    if name in modules:
+        return name
+    parent = name.rpartition(".")[0]
+    return parent if parent in modules else None
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """One name for one thing: a class is found by its name alone."""
+    seen: dict[str, str] = {}
+    for file in [*PACKAGE.glob("**/*.py"), *(ROOT / f"{name}.py" for name in (*FRONT_DOORS, "lru_cache"))]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                where = str(file.relative_to(ROOT))
+                assert node.name not in seen, f"{node.name} in {seen[node.name]} and {where}"
+                seen[node.name] = where
 
 
 def test_the_top_level_stays_small() -> None:
-    """Fewer than fifteen modules."""
-    assert len(MODULES) < 15
+    """The five prescribed modules, and what a person runs."""
+    modules = {path.stem for path in ROOT.glob("*.py")}
+    assert modules <= FRONT_DOORS | {"lru_cache", "test_unit", "conftest", "gunicorn.conf", "bulk"}
 
 
 _IMPORT_ALL = """
@@ -124,14 +165,16 @@ assert set(os.listdir(".")) == before
 assert "google.generativeai" not in sys.modules and "tiktoken" not in sys.modules
 """
 
+NEEDS_AN_EXTRA = {"mtllm.ledger.postgres"}
+"""Modules that are imported only where a setting asks for them."""
+
 
 def test_importing_does_nothing(tmp_path: Path) -> None:
     """No thread, no file, no socket, and nothing heavy is loaded."""
-    names = [*MODULES, *(f"{room}.{path.stem}" for room in ROOMS for path in _files(room) if path.stem != "__init__")]
-    needs_psycopg = "stores.postgres"  # imported only where DATABASE_URL asks for it
-    code = _IMPORT_ALL.format(names=[name for name in names if name != needs_psycopg])
+    names = {_dotted(file) for file in PACKAGE.glob("**/*.py") if file.stem != "__main__"}
+    names |= FRONT_DOORS | {"lru_cache"}
     run = subprocess.run(
-        [sys.executable, "-B", "-c", code],
+        [sys.executable, "-B", "-c", _IMPORT_ALL.format(names=sorted(names - NEEDS_AN_EXTRA))],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,

@@ -135,8 +135,8 @@ class TestTables:
     def test_the_profile_names_the_parts_of_a_hit(self) -> None:
         """The floor, and the task and the headers among the parts."""
         report = "\n".join(profile_hit.lines(0.3, 5))
-        assert "tasks.py" in report
-        assert "web/headers.py" in report
+        assert "mtllm/tasks.py" in report
+        assert "mtllm/http/headers.py" in report
         assert "bare Flask, in process" in report
 
 

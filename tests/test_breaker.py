@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from errors import UpstreamError, UpstreamRejected, UpstreamUnavailable
-from resilience.breaker import BreakerSnapshot, CircuitBreaker
+from mtllm.domain.errors import UpstreamError, UpstreamRejected, UpstreamUnavailable
+from mtllm.resilience.breaker import BreakerSnapshot, CircuitBreaker
 from tests.fakes import FakeClock
 
 THRESHOLD, COOL_DOWN = 5, 10.0

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from app import Api
+from mtllm.http.headers import EXPOSED
 from tests.browser import Browser, serving
-from web.headers import EXPOSED
 
 ASK = """
 const [address, method, headers, body] = arguments;

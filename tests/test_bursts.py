@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from audit.bursts import BurstDetector
-from audit.findings import Finding
-from security import hostile
+from mtllm.domain.findings import Finding
+from mtllm.security.bursts import BurstDetector
+from mtllm.security.detection import hostile
 from tests.fakes import FakeClock
 
 

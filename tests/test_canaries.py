@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from app import Api
-from config import load_settings
+from mtllm.settings import load_settings
 from tests.raw_http import RawAnswer, head, posted, send
 from tests.scripted_gemini import ScriptedGemini, garbage, invalid_key, status, stream, text
 from tests.serving import APP_PY, Process
@@ -209,13 +209,13 @@ def test_a_defect_tells_nobody_its_message(
             raise ValueError(f"CANARY {PROMPT} {GOOGLE_KEY}") from cause
 
     app = make_app()
-    monkeypatch.setattr(app.backend.completions, "complete", fail)
-    monkeypatch.setattr(app.backend.ledger, "totals", fail)
+    monkeypatch.setattr(app.service.completions, "complete", fail)
+    monkeypatch.setattr(app.service.ledger, "totals", fail)
     client = app.test_client()
     answer = client.post(path, json={"prompt": PROMPT}) if path == TEXT else client.get(path)
     assert answer.status_code == 500
     assert "CANARY" not in f"{answer.headers}{answer.text}"
-    app.backend.close()
+    app.service.close()
     assert "ValueError at test_canaries.py" in (tmp_path / "logs" / "api_errors.log").read_text()
     assert "CANARY" not in everything_below(tmp_path)
     assert "CANARY" not in "".join(capfd.readouterr())
@@ -232,7 +232,7 @@ def test_prompts_and_answers_are_shown_as_far_as_allowed_and_never_their_secrets
     client = app.test_client()
     for _ in range(2):
         assert client.post(TEXT, json={"prompt": prompt}).status_code == 200
-    app.backend.close()
+    app.service.close()
     assert "CANARY" not in everything_below(tmp_path / "logs")
     for text_of_line in (tmp_path / "logs" / "api_requests.log").read_text().splitlines():
         line = json.loads(text_of_line)
@@ -249,7 +249,7 @@ def test_two_processes_hash_the_same_prompt_differently(make_app: MakeApp, tmp_p
     for _ in range(2):
         app = make_app()
         app.test_client().post(TEXT, json={"prompt": PROMPT})
-        app.backend.close()
+        app.service.close()
     lines = (tmp_path / "logs" / "api_requests.log").read_text().splitlines()
     assert len({json.loads(line)["prompt_hash"] for line in lines}) == 2
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import chaos
 from benchmarks.chaos import LOST, Outcome, Report, Vitals
-from ledger import ExportRow
+from mtllm.ledger.ledger import ExportRow
 
 
 @pytest.mark.long

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from config import PROJECT, Settings, SettingsError, default_text, load_settings
-from rate_limiter import Limit
+from mtllm.domain.limits import Limit
+from mtllm.settings import PROJECT, Settings, SettingsError, default_text, load_settings
 
 
 def load(**texts: str) -> Settings:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from accounting.cli import Progress, main
-from accounting.report import LINES_A_TABLE, report
 from benchmarks import cost_savings
 from cost_tracker import COLUMNS, LATEST, CostTracker, PriceTable, export_csv, export_jsonl, parse_time, rfc3339
-from ledger import Attempt, ExportRow, Hit, Ledger, Settlement, open_ledger
+from mtllm.billing.cli import Progress, main
+from mtllm.billing.report import LINES_A_TABLE, report
+from mtllm.ledger.ledger import Attempt, ExportRow, Hit, Ledger, Settlement, open_ledger
 from tests.fakes import FakeClock
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -239,7 +239,7 @@ class TestExportCommand:
         def interrupted(*_arguments: object) -> Iterator[str]:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("accounting.cli.report", interrupted)
+        monkeypatch.setattr("mtllm.billing.cli.report", interrupted)
         assert main(["report", "--database", str(database)]) == 130
 
     @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 from flask.testing import FlaskClient
 
 from app import Api
+from mtllm.pages.dashboard import FILES, FOLDER, PATH, SIGN_IN
 from tests.browser import Browser, serving
 from tests.scripted_gemini import ScriptedGemini, status
-from web.dashboard import FILES, FOLDER, PATH, SIGN_IN
 
 WIDTHS = (360, 768, 1280)
 HIT_LIMIT = "9/minute"
@@ -480,7 +480,7 @@ def test_a_key_that_is_taken_back_is_told(browser: Browser, busy: Site) -> None:
     """No dialog in the middle of the page: a sentence on what to do."""
     browser.open(busy.dashboard("one"))
     browser.wait_for(READY)
-    busy.app.backend.keys._index = {}
+    busy.app.service.keys._index = {}
     browser.run("document.dispatchEvent(new Event('visibilitychange'))")
     browser.wait_for("document.body.dataset.state === 'denied'")
     assert browser.run("return document.getElementById('notice').textContent").endswith(

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from app import Api
-from security import inspect
+from mtllm.security.detection import inspect
 from tests.fakes import FakeClock
 from tests.raw_http import call_wsgi
 from tests.serving import serving
@@ -29,7 +29,7 @@ MakeApp = Callable[..., Api]
 
 
 def log_lines(app: Api, name: str) -> list[dict[str, Any]]:
-    app.backend.logger.flush()
+    app.service.logger.flush()
     return [json.loads(line) for line in (app.settings.log_dir / name).read_text().splitlines()]
 
 
@@ -165,7 +165,7 @@ def test_success_is_not_counted(make_app: MakeApp) -> None:
     client = app.test_client()
     for _ in range(3):
         assert client.post(TEXT, json={"prompt": "x"}).status_code == 200
-    assert app.backend.bursts._failures == {}
+    assert app.service.bursts._failures == {}
 
 
 # Lines that stay lines
@@ -211,7 +211,7 @@ def test_every_line_is_one_bounded_json_object(make_app: MakeApp, tmp_path: Path
             assert answer.status != 500, environ
             assert all(value.isascii() and value.isprintable() for _, value in answer.headers.items())
             sent += 1
-    app.backend.logger.flush()
+    app.service.logger.flush()
     written = (tmp_path / "logs" / "api_requests.log").read_bytes().splitlines()
     assert len(written) == sent
     for file in (tmp_path / "logs").iterdir():

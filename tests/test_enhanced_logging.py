@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from audit.files import LogFile
-from audit.findings import Finding
-from enhanced_logging import FILES, PromptLogging, RequestEvent, RequestLogger
+from mtllm.domain.findings import Finding
+from mtllm.logs.files import LogFile
+from mtllm.logs.writer import FILES, PromptLogging, RequestEvent, RequestLogger
 from tests.fakes import FakeClock
 
 PROJECT = Path(__file__).parent.parent

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from audit.events import Operation, RequestEvent
-from audit.files import LogFile
-from audit.findings import Finding
-from audit.lines import Lines, PromptLogging
-from enhanced_logging import FILES
+from mtllm.domain.events import Operation, RequestEvent
+from mtllm.domain.findings import Finding
+from mtllm.logs.files import LogFile
+from mtllm.logs.lines import Lines, PromptLogging
+from mtllm.logs.writer import FILES
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings

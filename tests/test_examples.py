@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from app import create_app
-from config import PROJECT, load_settings
-from gemini_emulator import Emulator
+from mtllm.emulator.server import Emulator
+from mtllm.settings import PROJECT, load_settings
 from tests.serving import serving
 
 README = (PROJECT / "README.md").read_text()
@@ -29,7 +29,7 @@ def served(environment: dict[str, str]) -> Iterator[Callable[[str], str]]:
             with serving(app) as port:
                 yield lambda example: example.replace("127.0.0.1:5000", f"127.0.0.1:{port}")
         finally:
-            app.backend.close()
+            app.service.close()
 
 
 def block(language: str, containing: str) -> str:

@@ -16,9 +16,9 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from app import Api
-from gemini_emulator import Reply
-from gemini_wrapper import Gemini
-from resilience import retry
+from mtllm.emulator.server import Reply
+from mtllm.gemini.client import Gemini
+from mtllm.resilience import retry
 from tests.fakes import FakeClock
 from tests.scripted_gemini import (
     PER_DAY,
@@ -251,9 +251,9 @@ def _told_cost(answer: TestResponse) -> int | None:
 
 def _booked(app: Api) -> list[Any]:
     """The attempts in the ledger, all of them ended."""
-    assert eventually(lambda: app.backend.admission.state().in_use == 0, seconds=5)
-    app.backend.ledger.flush()
-    return [row for row in app.backend.ledger.export(0, time.time() + 60) if not row.cached]
+    assert eventually(lambda: app.service.admission.state().in_use == 0, seconds=5)
+    app.service.ledger.flush()
+    return [row for row in app.service.ledger.export(0, time.time() + 60) if not row.cached]
 
 
 def _check_the_ledger(row: Row, attempts: list[Any], told: int | None) -> None:
@@ -272,7 +272,7 @@ def _is_kept(client: FlaskClient, case: Fault) -> bool:
 
 
 def _check_the_logs(row: Row, app: Api) -> None:
-    app.backend.logger.flush()
+    app.service.logger.flush()
     written = {
         log.name
         for log in app.settings.log_dir.glob("*.log")
@@ -306,7 +306,7 @@ def test_an_outage_does_not_multiply_traffic(make_app: MakeApp, gemini: Scripted
     """Ten retries and a tenth of the calls: 40 failing requests of four attempts each make 54 calls, not 160."""
     gemini.answers(*[status(503, retry_delay="0.001s")] * 200)
     app = make_app(rate_limits="")
-    app.backend.breaker._threshold = 1000
+    app.service.breaker._threshold = 1000
     client = app.test_client()
     statuses = {client.post(TEXT, json={"prompt": f"{number}"}).status_code for number in range(40)}
     assert statuses == {503}
@@ -368,5 +368,5 @@ def test_a_call_that_is_given_up_is_counted(make_app: MakeApp, gemini: ScriptedG
         begun = time.monotonic()
         assert client.post(TEXT, json={"prompt": f"{number}"}).status_code == 504
         assert time.monotonic() - begun < SHORT + SLACK
-    assert eventually(lambda: app.backend.admission.state().in_use == 0, seconds=5)
+    assert eventually(lambda: app.service.admission.state().in_use == 0, seconds=5)
     assert client.get("/stats").json["admission"]["abandoned"] == 2  # type: ignore[index]

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gemini_emulator import Emulator, Usage, _emulator
+from mtllm.emulator.server import Emulator, Usage, _emulator
 from tests import scripted_gemini as play
 from tests.scripted_gemini import CUT, IDLE, Fault, ScriptedGemini
 
@@ -36,6 +36,9 @@ def emulator() -> Iterator[Emulator]:
 def gemini() -> Iterator[ScriptedGemini]:
     with ScriptedGemini() as running:
         yield running
+
+
+PROJECT = Path(__file__).resolve().parent.parent
 
 
 class Client:
@@ -352,10 +355,11 @@ class TestLife:
         assert "".join(map(said, stream)) == said(plain)
 
     def test_it_serves_by_itself(self) -> None:
-        """`python gemini_emulator.py` prints its address and answers."""
-        program = Path(__file__).parents[1] / "gemini_emulator.py"
-        command = [sys.executable, str(program), "--port", "0"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        """`python -m mtllm.emulator` prints its address and answers."""
+        command = [sys.executable, "-m", "mtllm.emulator", "--port", "0"]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT
+        ) as process:
             assert process.stdout is not None
             assert "canned" in said(answer_to(process.stdout.readline().split()[-1], asking()))
             process.terminate()

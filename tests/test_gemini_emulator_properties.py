@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gemini_emulator import Emulator
+from mtllm.emulator.server import Emulator
 
 pytest.importorskip("hypothesis")
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from errors import Retry, UpstreamFailure
-from upstream.bodies import json_objects
-from upstream.failures import MAX_WAIT_SECONDS, failure_of_status, parse_duration
+from mtllm.domain.errors import Retry, UpstreamFailure
+from mtllm.gemini.bodies import json_objects
+from mtllm.gemini.failures import MAX_WAIT_SECONDS, failure_of_status, parse_duration
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given, settings  # noqa: E402  # after the check that it is there

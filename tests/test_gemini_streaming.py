@@ -12,7 +12,8 @@ from threading import Semaphore
 
 import pytest
 
-from errors import (
+from mtllm.domain.completion import Answer, FinishReason, Instruction
+from mtllm.domain.errors import (
     ContentBlocked,
     MaxOutputTokensTooSmall,
     Retry,
@@ -23,9 +24,9 @@ from errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from gemini_emulator import Call, Reply, http_response
-from gemini_wrapper import AnswerStream, Gemini
-from tasks import Answer, FinishReason, Instruction, TokenUsage
+from mtllm.domain.money import TokenUsage
+from mtllm.emulator.server import Call, Reply, http_response
+from mtllm.gemini.client import Gemini, GeminiStream
 from tests.scripted_gemini import (
     CUT,
     IDLE,
@@ -66,7 +67,7 @@ def gemini(server: ScriptedGemini) -> Iterator[Gemini]:
         yield client
 
 
-def begin(gemini: Gemini, *, gap: float = 10.0, seconds: float = 20.0) -> AnswerStream:
+def begin(gemini: Gemini, *, gap: float = 10.0, seconds: float = 20.0) -> GeminiStream:
     return gemini.stream(ASK, gap_seconds=gap, deadline=time.monotonic() + seconds)
 
 
@@ -75,7 +76,7 @@ def read(gemini: Gemini) -> tuple[list[str], Answer]:
     return list(answer), answer.answer
 
 
-def failure_of(answer: AnswerStream) -> UpstreamFailure:
+def failure_of(answer: GeminiStream) -> UpstreamFailure:
     with pytest.raises(UpstreamFailure) as raised:
         list(answer)
     return raised.value

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 import gemini_wrapper
-from config import Settings
-from errors import (
+from mtllm.domain.completion import Answer, FinishReason, Instruction
+from mtllm.domain.errors import (
     ContentBlocked,
     InvalidRequest,
     MaxOutputTokensTooSmall,
@@ -37,9 +37,12 @@ from errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from gemini_emulator import Call, Reply
-from gemini_wrapper import Gemini
-from tasks import Answer, FinishReason, Instruction, TokenUsage
+from mtllm.domain.money import TokenUsage
+from mtllm.emulator.server import Call, Reply
+from mtllm.gemini import bodies
+from mtllm.gemini import deadlines as calls
+from mtllm.gemini.client import Gemini
+from mtllm.settings import Settings
 from tests.scripted_gemini import (
     PER_DAY,
     PER_MINUTE,
@@ -63,7 +66,6 @@ from tests.scripted_gemini import (
     usage,
     wrong_content_type,
 )
-from upstream import bodies, calls
 
 KEY = "AIza-a-key-that-nobody-may-see"
 MODEL = "gemini-2.5-flash-lite"
@@ -579,7 +581,7 @@ def test_the_deadline_of_one_call_leaves_the_others_alone(client: Client) -> Non
 class Connection:
     """What `Call.claim` needs to see of a connection."""
 
-    owner: calls.Call | None = None
+    owner: calls.BoundedCall | None = None
     wire: socket.socket | None = None
 
 
@@ -588,7 +590,7 @@ def test_a_late_cut_spares_the_next_call() -> None:
     near, far = socket.socketpair()
     with near, far:
         watchdog, connection = calls.Watchdog(), Connection()
-        first, second = calls.Call(watchdog, 1.0), calls.Call(watchdog, 2.0)
+        first, second = calls.BoundedCall(watchdog, 1.0), calls.BoundedCall(watchdog, 2.0)
         first.claim(connection, near)
         second.claim(connection, near)
         first.cut(calls.Cut.DEADLINE)
@@ -604,7 +606,7 @@ def test_a_call_that_was_cut_cannot_claim() -> None:
     """A deadline that passes while the connection is made shuts the new socket down too."""
     near, far = socket.socketpair()
     with near, far:
-        call = calls.Call(calls.Watchdog(), 1.0)
+        call = calls.BoundedCall(calls.Watchdog(), 1.0)
         call.cut(calls.Cut.DEADLINE)
         call.claim(Connection(), near)
         assert far.recv(4) == b""
@@ -737,7 +739,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]
 
     def configure(server: ScriptedGemini | None, **settings: object) -> None:
         chosen = {"google_api_key": KEY, "gemini_api_endpoint": server and server.url, **settings}
-        monkeypatch.setattr("config.load_settings", lambda: Settings(**chosen))  # type: ignore[arg-type]
+        monkeypatch.setattr("mtllm.settings.load_settings", lambda: Settings(**chosen))  # type: ignore[arg-type]
 
     monkeypatch.setattr(gemini_wrapper, "_shared", None)
     yield configure
@@ -804,8 +806,8 @@ class NoDescriptors(MetaPathFinder):
             raise OSError(24, "Too many open files")
 
 sys.meta_path.insert(0, NoDescriptors())
-from gemini_wrapper import Gemini
-from tasks import Instruction
+from mtllm.gemini.client import Gemini
+from mtllm.domain.completion import Instruction
 
 with Gemini(api_key="key", model="model", endpoint=sys.argv[1]) as gemini:
     try:

@@ -27,8 +27,8 @@ import pytest
 
 pytest.importorskip("gunicorn", reason="needs gunicorn (requirements-scale.txt)")
 
-from accounting.prices import NANO
-from ledger import ExportRow, Ledger, open_ledger
+from mtllm.domain.money import NANO
+from mtllm.ledger.ledger import ExportRow, Ledger, open_ledger
 from tests.ledgers import Database, assert_adds_up, until
 from tests.redis_server import running_redis
 from tests.scripted_gemini import ScriptedGemini

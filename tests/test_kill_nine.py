@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kill_nine import Clients, Life, Received, audit, lives, sums
-from ledger import ExportRow, Ledger, open_ledger
+from mtllm.ledger.ledger import ExportRow, Ledger, open_ledger
 from tests.ledgers import ATTEMPT, HIT, SETTLEMENT
 from tests.scripted_gemini import ScriptedGemini
 from tests.serving import APP_PY, Process, post

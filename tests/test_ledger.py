@@ -10,11 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from errors import BudgetExceeded, LedgerUnavailable
-from ledger import Budget, BudgetState, Ledger, LedgerTooNew, Settlement, Totals, UsageGroup, key_scope, open_ledger
-from stores import group_commit
-from stores.books import MIGRATIONS, migrate
-from stores.engine import Engine
+from mtllm.domain.errors import BudgetExceeded, LedgerUnavailable
+from mtllm.ledger import group_commit
+from mtllm.ledger.engine import Engine
+from mtllm.ledger.ledger import (
+    Budget,
+    BudgetState,
+    Ledger,
+    LedgerTooNew,
+    Settlement,
+    Totals,
+    UsageGroup,
+    key_scope,
+    open_ledger,
+)
+from mtllm.ledger.transaction import MIGRATIONS, migrate
 from tests.fakes import FakeClock
 from tests.ledgers import (
     ATTEMPT,

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from errors import BudgetExceeded
-from ledger import Budget, BudgetState, Ledger, open_ledger
-from stores.group_commit import MAX_OPERATIONS
+from mtllm.domain.errors import BudgetExceeded
+from mtllm.ledger.group_commit import MAX_OPERATIONS
+from mtllm.ledger.ledger import Budget, BudgetState, Ledger, open_ledger
 from tests.fakes import FakeClock
 from tests.ledgers import ATTEMPT, HIT, NOON, SETTLEMENT, Database, FaultyEngine, assert_adds_up, attempt, until
 
@@ -162,8 +162,8 @@ def run(script: str, *arguments: object) -> subprocess.Popen[bytes]:
     preamble = """
 import os, sys, threading
 from concurrent.futures import ThreadPoolExecutor
-from errors import BudgetExceeded
-from ledger import Budget, open_ledger
+from mtllm.domain.errors import BudgetExceeded
+from mtllm.ledger.ledger import Budget, open_ledger
 from tests.ledgers import ATTEMPT, HIT, NOON, SETTLEMENT, attempt
 ledger = open_ledger(sys.argv[1], sync="normal")
 """

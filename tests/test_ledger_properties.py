@@ -20,8 +20,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from errors import BudgetExceeded
-from ledger import Attempt, Budget, BudgetState, GroupBy, Hit, Ledger, Settlement, Totals, key_scope
+from mtllm.domain.errors import BudgetExceeded
+from mtllm.ledger.ledger import Attempt, Budget, BudgetState, GroupBy, Hit, Ledger, Settlement, Totals, key_scope
 from tests.fakes import FakeClock
 from tests.ledgers import NOON, Database
 

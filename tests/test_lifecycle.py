@@ -13,9 +13,9 @@ import pytest
 from waitress import wasyncore
 from waitress.server import create_server
 
+from mtllm.http.lifecycle import POLL_SECONDS, Lifecycle, unsent
 from tests.fakes import FakeClock
 from tests.serving import PROJECT
-from web.lifecycle import POLL_SECONDS, Lifecycle, unsent
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_only_the_main_thread_takes_signals(lifecycle: Lifecycle) -> None:
 
 _TOLD_TO_STOP = """
 import os, signal, time
-from web.lifecycle import Lifecycle
+from mtllm.http.lifecycle import Lifecycle
 def close():
     {close}
 {before}

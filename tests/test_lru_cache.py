@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from lru_cache import LRUCache, RateLimitCache, ResponseCache, StoredAnswer
+from lru_cache import LRUCache, RateLimitCache, ResponseCache
+from mtllm.domain.completion import StoredAnswer
 from tests.fakes import FakeClock
 
 Request = tuple[str, str, dict[str, Any]]

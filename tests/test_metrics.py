@@ -13,12 +13,12 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import Api
-from enhanced_logging import RequestEvent
-from errors import LedgerUnavailable
-from flow.completion import Origin
+from mtllm.domain.completion import Origin
+from mtllm.domain.errors import LedgerUnavailable
+from mtllm.logs.writer import RequestEvent
+from mtllm.stats.metrics import MODELS_NAMED, OTHER, UNKNOWN_MODEL, Histogram, Metrics
 from tests.fakes import FakeClock
 from tests.scripted_gemini import ScriptedGemini, status, text
-from web.metrics import MODELS_NAMED, OTHER, UNKNOWN_MODEL, Histogram, Metrics
 
 TEXT = "/api/v1/generate/text"
 MONITORING = Path(__file__).resolve().parent.parent / "docs" / "monitoring"
@@ -157,8 +157,8 @@ def test_rejections_and_shed_load_are_counted(make_app: MakeApp) -> None:
     app = make_app(rate_limits="2/minute")
     client = app.test_client()
     client.post(TEXT, json={"prompt": "x"})
-    for _ in range(app.backend.admission.state().places):
-        app.backend.admission.enter()
+    for _ in range(app.service.admission.state().places):
+        app.service.admission.enter()
     client.post(TEXT, json={"prompt": "y"})
     client.post(TEXT, json={"prompt": "z"})
     samples = scraped(client)
@@ -184,7 +184,7 @@ def test_a_scrape_does_without_a_ledger_that_cannot_be_read(app: Api, monkeypatc
     def gone() -> None:
         raise LedgerUnavailable()
 
-    monkeypatch.setattr(app.backend.ledger, "totals", gone)
+    monkeypatch.setattr(app.service.ledger, "totals", gone)
     samples = scraped(app.test_client())
     assert ("mtllm_ledger_cost_usd", frozenset()) not in samples
     assert value(samples, "mtllm_ledger_writable") == 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from accounting.export import COLUMNS
-from stores.records import ABANDONED, HIT, OK, OPEN, UNSETTLED
+from mtllm.billing.export import COLUMNS
+from mtllm.ledger.records import ABANDONED, HIT, OK, OPEN, UNSETTLED
 
 DOCUMENT = (Path(__file__).resolve().parent.parent / "docs" / "money.md").read_text(encoding="utf-8")
 

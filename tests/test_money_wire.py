@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from accounting.cli import main as cost_tracker
-from accounting.export import COLUMNS, rfc3339
-from accounting.prices import format_usd
 from app import Api
-from gemini_emulator import Call, Reply, answered, candidate
-from ledger import Attempt, Hit, open_ledger
+from mtllm.billing.cli import main as cost_tracker
+from mtllm.billing.export import COLUMNS
+from mtllm.domain.money import format_usd
+from mtllm.domain.times import rfc3339
+from mtllm.emulator.server import Call, Reply, answered, candidate
+from mtllm.ledger.ledger import Attempt, Hit, open_ledger
 from tests.fakes import FakeClock
 from tests.ledgers import until
 from tests.scripted_gemini import ScriptedGemini, Step, blocked_prompt, cut, finished, no_usage, status, text, usage
@@ -194,7 +195,7 @@ def test_a_model_without_a_price_is_marked_everywhere(
     assert "gemini-99" not in capsys.readouterr().err
     badly_set = make_app(gemini_model="gemini-99")
     assert "gemini-99" in capsys.readouterr().err
-    badly_set.backend.logger.flush()
+    badly_set.service.logger.flush()
     assert "unpriced_model" in (badly_set.settings.log_dir / "api_errors.log").read_text()
 
 
@@ -238,7 +239,7 @@ def test_a_changed_table_rewrites_nothing(make_app: MakeApp, tmp_path: Path) -> 
     first = make_app(prices_file=prices_file(tmp_path, (model, "2000-01-01", "1", "1")))
     ask(first, "one")
     [recorded] = rows_of(first)
-    first.backend.close()
+    first.service.close()
     second = make_app(prices_file=prices_file(tmp_path, (model, "2000-01-01", "7", "9")))
     ask(second, "two")
     kept, fresh = rows_of(second)
@@ -389,7 +390,7 @@ def test_more_than_the_bound_is_recorded_and_told(make_app: MakeApp, gemini: Scr
     answer = ask(app, "00", max_output_tokens=1)
     assert (answer.status_code, nano(answer)) == (200, 10 * 1250 + 20 * 10_000)
     assert stats_of(app)["budget"]["spent"] == nano(answer) / 10**9
-    app.backend.logger.flush()
+    app.service.logger.flush()
     assert "billed_past_bound" in (app.settings.log_dir / "api_errors.log").read_text()
 
 
@@ -427,7 +428,7 @@ def ledger_files(app: Api, environment: dict[str, str]) -> tuple[Path, Path]:
 
 def healed(app: Api) -> None:
     """Wait until the ledger has seen that it can write again; it looks by itself."""
-    until(lambda: app.backend.ledger.health().writable)
+    until(lambda: app.service.ledger.health().writable)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a file's size is tested where the service runs")
@@ -460,7 +461,7 @@ class TestFullDisk:
                 refused = asked.result()
         assert (refused.status_code, refused.json["code"], nano(refused)) == (503, "ledger_unavailable", 0)  # type: ignore[index]
         healed(app)
-        app.backend.upkeep.look()
+        app.service.maintenance.look()
         billed = gemini.delivered.prompt * 100 + gemini.delivered.candidates * 400
         rows = rows_of(app)
         assert [row["status"] for row in rows] == ["ok", "ok"]
@@ -474,7 +475,7 @@ class TestFullDisk:
 
 def fill(app: Api, count: int) -> None:
     """So many hits, a second apart, all before now."""
-    ledger, now = app.backend.ledger, app.clock()
+    ledger, now = app.service.ledger, app.clock()
     for number in range(count):
         if not number % 5000:
             ledger.flush()
@@ -556,7 +557,7 @@ def test_a_shared_answer_is_exported_as_shared(app: Api, gemini: ScriptedGemini)
     gemini.gate.clear()
     with ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(ask, app) for _ in range(2)]
-        until(lambda: app.backend.admission.state().in_use == 2)
+        until(lambda: app.service.admission.state().in_use == 2)
         gemini.gate.set()
         answers = [future.result() for future in asked]
     assert {answer.headers["X-Cached"] for answer in answers} == {"true", "false"}

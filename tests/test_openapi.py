@@ -11,11 +11,13 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from app import Api
-from tasks import TASKS
+from mtllm.http import headers
+from mtllm.pages import openapi, swagger
+from mtllm.pages.swagger import DOCUMENT_PATH
+from mtllm.security.access import Access, access_of
+from mtllm.stats import schemas
+from mtllm.tasks import TASKS
 from tests.scripted_gemini import ScriptedGemini, no_usage, status, text
-from web import headers, openapi, schemas, swagger
-from web.access import Access, access_of
-from web.swagger import DOCUMENT_PATH
 
 jsonschema = pytest.importorskip("jsonschema")
 openapi_spec_validator = pytest.importorskip("openapi_spec_validator")
@@ -27,7 +29,7 @@ Json = dict[str, Any]
 
 @pytest.fixture
 def app(make_app: Callable[..., Api]) -> Api:
-    """A service with every door that a key opens."""
+    """A service with every guard that a key opens."""
     return make_app(admin_api_key=ADMIN["X-API-Key"], daily_budget_usd="5")
 
 

@@ -19,11 +19,11 @@ pytest.importorskip("psycopg", reason="needs psycopg (requirements-scale.txt)")
 import psycopg
 
 from app import Api
-from errors import LedgerUnavailable
-from ledger import Ledger, open_ledger
-from stores import postgres as engine_module
-from stores.engine import Sync
-from stores.postgres import PostgresEngine
+from mtllm.domain.errors import LedgerUnavailable
+from mtllm.ledger import postgres as engine_module
+from mtllm.ledger.engine import Sync
+from mtllm.ledger.ledger import Ledger, open_ledger
+from mtllm.ledger.postgres import PostgresEngine
 from tests.fakes import FakeClock
 from tests.ledgers import ATTEMPT, HIT, NOON, SETTLEMENT, PostgresDatabase, assert_adds_up, until
 from tests.postgres_server import PostgresServer
@@ -204,11 +204,11 @@ class TestBadDays:
             assert client.get("/api/v1/health/ready").status_code == 503
         finally:
             postgres.start()
-        until(lambda: app.backend.ledger.health().writable)
+        until(lambda: app.service.ledger.health().writable)
         assert client.post("/api/v1/generate/text", json={"prompt": "Why is grass green?"}).status_code == 200
-        app.backend.ledger.flush()
-        assert app.backend.ledger.totals().cached_requests == 1
-        assert_adds_up(app.backend.ledger)
+        app.service.ledger.flush()
+        assert app.service.ledger.totals().cached_requests == 1
+        assert_adds_up(app.service.ledger)
 
 
 class TestSecrets:
@@ -238,7 +238,7 @@ class TestSecrets:
 
     def test_without_psycopg_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The driver is needed, and loaded, only where the URL asks for it."""
-        monkeypatch.delitem(sys.modules, "stores.postgres")
+        monkeypatch.delitem(sys.modules, "mtllm.ledger.postgres")
         monkeypatch.setitem(sys.modules, "psycopg", None)
         with pytest.raises(ValueError, match=r"pip install -r requirements-scale\.txt"):
             open_ledger("postgresql://user:hunter2@localhost/name")

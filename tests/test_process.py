@@ -44,13 +44,13 @@ together.wait()
 def test_threads_share_one_heap() -> None:
     """Eight threads that allocate at once get heaps of their own, but not in a process that was prepared."""
     assert int(printed(ARENAS)) > 1
-    assert printed("from web import process; process.prepare()" + ARENAS) == "1"
+    assert printed("from mtllm import process; process.prepare()" + ARENAS) == "1"
 
 
 def test_waitress_does_not_tell_of_every_request_that_waits() -> None:
     """Its queue's warnings are off; what goes wrong there is still told."""
     script = (
-        "import logging\nfrom web import process\nprocess.prepare()\n"
+        "import logging\nfrom mtllm import process\nprocess.prepare()\n"
         "queue = logging.getLogger('waitress.queue')\n"
         "print(queue.isEnabledFor(logging.WARNING), queue.isEnabledFor(logging.ERROR))"
     )
@@ -60,7 +60,7 @@ def test_waitress_does_not_tell_of_every_request_that_waits() -> None:
 def test_what_is_loaded_is_no_longer_searched_for_garbage() -> None:
     """Garbage that comes later is still found."""
     script = (
-        "import gc\nfrom web import process\nprocess.freeze()\n"
+        "import gc\nfrom mtllm import process\nprocess.freeze()\n"
         "few = len(gc.get_objects())\nring = []\nring.append(ring)\ndel ring\n"
         "print(gc.get_freeze_count() > few, gc.collect())"
     )
@@ -70,7 +70,7 @@ def test_what_is_loaded_is_no_longer_searched_for_garbage() -> None:
 def test_the_soft_limit_of_open_files_rises_to_the_hard_one() -> None:
     """As far as wanted; it never sinks."""
     script = (
-        "import resource\nfrom web import process\nkind = resource.RLIMIT_NOFILE\n"
+        "import resource\nfrom mtllm import process\nkind = resource.RLIMIT_NOFILE\n"
         "resource.setrlimit(kind, (100, 200))\n"
         "for wanted in (50, 150, 1000):\n    process.allow_descriptors(wanted)\n    print(resource.getrlimit(kind)[0])"
     )

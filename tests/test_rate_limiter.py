@@ -10,7 +10,8 @@ from threading import Barrier, Lock, Thread
 import pytest
 
 from lru_cache import RateLimitCache
-from rate_limiter import Limit, RateLimiter, Verdict, limit_header, parse_limits, policy_header
+from mtllm.domain.limits import Limit, Verdict, parse_limits
+from mtllm.ratelimit.limiter import RateLimiter, limit_header, policy_header
 from tests.fakes import FakeClock
 
 MINUTE = Limit(3, 60)

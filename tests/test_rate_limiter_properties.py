@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lru_cache import RateLimitCache
-from rate_limiter import Limit, RateLimiter
+from mtllm.domain.limits import Limit
+from mtllm.ratelimit.limiter import RateLimiter
 from tests.fakes import FakeClock
 
 LIMITS = st.lists(st.builds(Limit, st.integers(1, 12), st.integers(1, 40)), min_size=1, max_size=3).map(tuple)

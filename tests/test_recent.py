@@ -10,10 +10,10 @@ import pytest
 from flask.testing import FlaskClient
 
 from app import Api
-from enhanced_logging import RequestEvent
-from flow.completion import Origin
+from mtllm.domain.completion import Origin
+from mtllm.logs.writer import RequestEvent
+from mtllm.stats.recent import ERRORS_KEPT, TIMES_KEPT, Recent
 from tests.scripted_gemini import ScriptedGemini, status
-from web.recent import ERRORS_KEPT, TIMES_KEPT, Recent
 
 ANSWERED = RequestEvent("id", 1000.0, method="POST", path="/api/v1/generate/text", duration=1.0)
 FAILED = replace(ANSWERED, status=503, code="overloaded")

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from accounting.export import LATEST, parse_time
-from accounting.prices import NANO, format_usd
-from accounting.tokens import TokenCounter
 from app import Api, create_app
-from config import load_settings
-from gemini_emulator import Call, Reply, answered, candidate
+from mtllm.billing.tokens import TokenCounter
+from mtllm.domain.money import NANO, format_usd
+from mtllm.domain.times import LATEST, parse_time
+from mtllm.emulator.server import Call, Reply, answered, candidate
+from mtllm.settings import load_settings
 from tests.fakes import FakeClock
 from tests.scripted_gemini import (
     ScriptedGemini,
@@ -138,14 +138,14 @@ class Reconciliation(RuleBasedStateMachine):
             "DATA_DIR": str(folder / "data"),
         }
         app = create_app(load_settings(environ, env_file=None), clock=self.wall, monotonic=self.monotonic)
-        app.backend.open(8)
+        app.service.open(8)
         self.told_since_start = 0
         return app
 
     def teardown(self) -> None:
         """Close what is open, also when nothing was opened."""
         if hasattr(self, "app"):
-            self.app.backend.close()
+            self.app.service.close()
             self.gemini.close()
             self.folder.cleanup()
 
@@ -213,7 +213,7 @@ class Reconciliation(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         """On the same folders."""
-        self.app.backend.close()
+        self.app.service.close()
         self.app = self.started()
 
     # What must hold

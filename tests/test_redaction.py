@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from audit.redaction import MARGIN, MASK, Redactor, redact
+from mtllm.security.redaction import MARGIN, MASK, Redactor, redact
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJjYW5hcnkifQ.c2lnbmF0dXJl-canary"
 

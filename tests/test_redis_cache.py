@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from flow.ports import AnswerCache
-from lru_cache import ResponseCache, StoredAnswer
-from stores.redis_cache import TieredCache, decoded, encoded
-from stores.redis_link import Connections, RedisLink
+from lru_cache import ResponseCache
+from mtllm.caching.redis_tier import TieredCache, decoded, encoded
+from mtllm.completions.ports import AnswerCache
+from mtllm.domain.completion import StoredAnswer
+from mtllm.redis_link import Connections, RedisLink
 from tests.fakes import FakeClock
 from tests.redis_server import PATIENCE_SECONDS, RedisServer, linked, running_redis
 

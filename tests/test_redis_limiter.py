@@ -11,8 +11,9 @@ from typing import Protocol
 import pytest
 
 from lru_cache import RateLimitCache
-from rate_limiter import Limit, RateLimiter, Verdict
-from stores.redis_limiter import SharedRateLimiter
+from mtllm.domain.limits import Limit, Verdict
+from mtllm.ratelimit.limiter import RateLimiter
+from mtllm.ratelimit.redis_limiter import SharedRateLimiter
 from tests.fakes import FakeClock
 from tests.redis_server import RedisServer, linked, running_redis
 
@@ -172,9 +173,10 @@ _WORKER = """
 import sys
 from threading import Barrier, Thread
 from lru_cache import RateLimitCache
-from rate_limiter import Limit, RateLimiter
-from stores.redis_limiter import SharedRateLimiter
-from stores.redis_link import RedisLink
+from mtllm.ratelimit.limiter import RateLimiter
+from mtllm.domain.limits import Limit
+from mtllm.ratelimit.redis_limiter import SharedRateLimiter
+from mtllm.redis_link import RedisLink
 
 link = RedisLink(sys.argv[1], warn=print)
 link.open()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stores.redis_link import TIMEOUT_SECONDS, WARN_SECONDS, Line, RedisHealth, RedisLink, RedisUnavailable, Script
+from mtllm.redis_link import TIMEOUT_SECONDS, WARN_SECONDS, Line, RedisHealth, RedisLink, RedisUnavailable, Script
 from tests.fakes import FakeClock
 from tests.redis_server import RedisServer, linked, running_redis, wait_until
 

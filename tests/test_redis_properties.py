@@ -11,9 +11,9 @@ pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rate_limiter import Limit
-from stores.redis_limiter import SharedRateLimiter
-from stores.redis_link import RedisLink
+from mtllm.domain.limits import Limit
+from mtllm.ratelimit.redis_limiter import SharedRateLimiter
+from mtllm.redis_link import RedisLink
 from tests.fakes import FakeClock
 from tests.redis_server import RedisServer, linked, running_redis
 from tests.test_redis_limiter import age, own_limiter

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from app import Api
-from config import SettingsError
+from mtllm.settings import SettingsError
 from tests.redis_server import RedisServer, running_redis, wait_until
 from tests.scripted_gemini import ScriptedGemini, after, text, usage
 
@@ -44,7 +44,7 @@ def make_instance(make_app: MakeApp, redis: RedisServer, tmp_path: Path) -> Call
         url = redis.patient_url if patient else redis.url
         app = make_app(real_time=True, **{"redis_url": url, "admin_api_key": "secret", **folders, **settings})
         if patient:
-            wait_until(lambda: app.backend.redis is not None and app.backend.redis.health().up)
+            wait_until(lambda: app.service.redis is not None and app.service.redis.health().up)
         return app
 
     return make
@@ -87,7 +87,7 @@ class TestSharedState:
         assert ask(other).headers["X-Cached"] == "true"
         deleted = one.test_client().delete("/api/v1/cache", headers={"X-API-Key": "secret"})
         assert deleted.json == {"deleted": 1}
-        wait_until(lambda: other.backend.cache.get_stats()["size"] == 0)
+        wait_until(lambda: other.service.cache.get_stats()["size"] == 0)
         assert ask(other).headers["X-Cached"] == "false"
 
     def test_one_limit_for_all(self, make_instance: MakeApp) -> None:
@@ -104,11 +104,11 @@ class TestSharedState:
         one, other = make_instance("one"), make_instance("other")
         first = ask(one, "a").headers
         assert first["X-Cost-Overall"] == first["X-Cost-Total"]
-        wait_until(lambda: other.backend.spend.total() == int(first["X-Cost-Nanodollars"]))
+        wait_until(lambda: other.service.spend.total() == int(first["X-Cost-Nanodollars"]))
         second = ask(other, "b").headers
         both = int(first["X-Cost-Nanodollars"]) + int(second["X-Cost-Nanodollars"])
         assert second["X-Cost-Overall"] == f"{both / 10**9:.6f}"
-        wait_until(lambda: one.backend.spend.total() == both)
+        wait_until(lambda: one.service.spend.total() == both)
 
     def test_readiness_says_that_redis_is_there(self, make_instance: MakeApp) -> None:
         """The check is there where REDIS_URL is, and counted in /stats."""
@@ -130,8 +130,8 @@ class TestWithoutRedis:
         assert redis_check(one) == (200, "degraded")
         redis.start()
         wait_until(lambda: redis_check(one) == (200, "ok"))
-        wait_until(lambda: redis.say("GET", "mtllm:1:spend") == str(one.backend.spend.total()).encode())
-        one.backend.logger.flush()
+        wait_until(lambda: redis.say("GET", "mtllm:1:spend") == str(one.service.spend.total()).encode())
+        one.service.logger.flush()
         told = [json.loads(line) for line in (tmp_path / "one" / "log" / "api_errors.log").read_text().splitlines()]
         assert [line.get("event") for line in told].count("redis") == 2
 

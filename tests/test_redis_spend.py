@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from accounting.prices import SpendMeter
-from stores.redis_link import Connections, RedisLink, Script, Word
-from stores.redis_spend import SharedSpend
+from mtllm.billing.prices import SpendMeter
+from mtllm.billing.redis_spend import SharedSpend
+from mtllm.redis_link import Connections, RedisLink, Script, Word
 from tests.redis_server import PATIENCE_SECONDS, RedisServer, linked, running_redis
 
 

@@ -12,9 +12,10 @@ from zlib import crc32
 
 import pytest
 
-import stores.response_journal
-from lru_cache import ResponseCache, StoredAnswer
-from stores.response_journal import ResponseJournal
+from lru_cache import ResponseCache
+from mtllm.caching import journal as journal_module
+from mtllm.caching.journal import ResponseJournal
+from mtllm.domain.completion import StoredAnswer
 from tests.fakes import FakeClock
 
 OpenJournal = Callable[..., ResponseJournal]
@@ -160,10 +161,10 @@ def test_damage_costs_only_what_it_hit(open_journal: OpenJournal, path: Path, wa
 
 def test_an_absurd_length_is_damage(open_journal: OpenJournal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A damaged length does not make the reader ask for gigabytes; scanning goes on in stretches."""
-    monkeypatch.setattr(stores.response_journal, "SCAN_BYTES", 16)
+    monkeypatch.setattr(journal_module, "SCAN_BYTES", 16)
     write(open_journal(), b"a", b"b", body=b"x" * 100)
     content = bytearray(path.read_bytes())
-    start = content.index(stores.response_journal.MARK)
+    start = content.index(journal_module.MARK)
     content[start + 8 : start + 12] = b"\xff\xff\xff\xff"
     path.write_bytes(content)
     assert keys_of(open_journal()) == [b"b"]
@@ -226,8 +227,8 @@ def test_an_unwritable_folder_is_counted_and_heals(open_journal: OpenJournal, pa
 
 def test_a_full_queue_drops(open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than the queue holds is dropped and counted, never waited for."""
-    monkeypatch.setattr(stores.response_journal, "QUEUE_BYTES", 100)
-    monkeypatch.setattr(stores.response_journal, "BATCH_SECONDS", 60)
+    monkeypatch.setattr(journal_module, "QUEUE_BYTES", 100)
+    monkeypatch.setattr(journal_module, "BATCH_SECONDS", 60)
     journal = open_journal()
     for key in (b"a", b"b", b"c"):
         journal.append(key, answer(bytes(40)), 1_000_100)
@@ -259,7 +260,7 @@ def test_a_partial_write_is_taken_back(open_journal: OpenJournal, path: Path, mo
 
 def test_the_file_stays_bounded(open_journal: OpenJournal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rewriting drops what is replaced, expired or too much; the newest stay."""
-    monkeypatch.setattr(stores.response_journal, "SMALL_FILE_BYTES", 2_000)
+    monkeypatch.setattr(journal_module, "SMALL_FILE_BYTES", 2_000)
     journal = open_journal(max_bytes=20_000)
     for number in range(500):
         write(journal, b"%d" % (number % 7), b"same", body=b"%03d" % number + bytes(300))
@@ -276,7 +277,7 @@ def test_a_rewritten_file_is_found_by_the_others(
     open_journal: OpenJournal, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A journal that was open while another rewrote or cleared the file writes to the new one."""
-    monkeypatch.setattr(stores.response_journal, "SMALL_FILE_BYTES", 1_000)
+    monkeypatch.setattr(journal_module, "SMALL_FILE_BYTES", 1_000)
     one, other = open_journal(), open_journal()
     write(other, b"other")
     for number in range(20):
@@ -292,8 +293,8 @@ WRITER = """
 import sys
 from pathlib import Path
 from zlib import crc32
-import stores.response_journal as module
-from lru_cache import StoredAnswer
+from mtllm.caching import journal as module
+from mtllm.domain.completion import StoredAnswer
 module.SMALL_FILE_BYTES = 20_000
 journal = module.ResponseJournal(Path(sys.argv[1]), max_bytes=10_000_000, clock=lambda: 0.0, warn=print)
 for number in range(int(sys.argv[3])):
@@ -361,7 +362,7 @@ def test_a_record_that_says_something_else_is_damage(
 ) -> None:
     """A whole record whose content is not ours is left out like a damaged one."""
     write(open_journal(), b"a")
-    prefix = stores.response_journal.PREFIX.pack(stores.response_journal.MARK, crc32(payload), len(payload))
+    prefix = journal_module.PREFIX.pack(journal_module.MARK, crc32(payload), len(payload))
     path.write_bytes(path.read_bytes() + prefix + payload)
     assert keys_of(open_journal()) == [b"a"]
     assert len(warnings) == 1
@@ -372,6 +373,6 @@ def test_a_file_deleted_while_waiting_for_its_lock_is_opened_anew(
 ) -> None:
     """What is written goes to the file that stands at the path, not to one that has just gone."""
     waits = iter([path.unlink])
-    monkeypatch.setattr(stores.response_journal, "_lock", lambda descriptor: next(waits, lambda: None)())
+    monkeypatch.setattr(journal_module, "_lock", lambda descriptor: next(waits, lambda: None)())
     write(open_journal(), b"a")
     assert keys_of(open_journal()) == [b"a"]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from errors import Retry, UpstreamError, UpstreamFailure, UpstreamUnavailable
-from resilience.retry import BASE_SECONDS, CAP_SECONDS, Retrier, RetryBudget
+from mtllm.domain.errors import Retry, UpstreamError, UpstreamFailure, UpstreamUnavailable
+from mtllm.resilience.retry import BASE_SECONDS, CAP_SECONDS, Retrier, RetryBudget
 from tests.fakes import FakeClock
 
 

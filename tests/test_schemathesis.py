@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from app import Api
-from config import load_settings
-from web import openapi
-from web.swagger import DOCUMENT_PATH
+from mtllm.pages import openapi
+from mtllm.pages.swagger import DOCUMENT_PATH
+from mtllm.settings import load_settings
 
 schemathesis = pytest.importorskip("schemathesis")
 hypothesis = pytest.importorskip("hypothesis")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from security import MAX_EVIDENCE, MAX_INSPECTED, hostile, inspect
+from mtllm.security.detection import MAX_EVIDENCE, MAX_INSPECTED, hostile, inspect
 
 BROWSER = "Mozilla/5.0 (X11; Linux x86_64; rv:127.0) Gecko/20100101 Firefox/127.0"
 

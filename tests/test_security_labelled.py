@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from security import hostile, inspect
+from mtllm.security.detection import hostile, inspect
 
 Request = tuple[str, str, str]
 

@@ -11,16 +11,16 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given, settings  # noqa: E402 - only where hypothesis is installed
 from hypothesis import strategies as st  # noqa: E402
 
-from audit.findings import Finding  # noqa: E402
-from audit.redaction import MASK, redact  # noqa: E402
-from security import MAX_EVIDENCE, hostile, inspect  # noqa: E402
-from web.access import (  # noqa: E402
+from mtllm.domain.findings import Finding  # noqa: E402
+from mtllm.security.access import (  # noqa: E402
     UNKNOWN_CLIENT,
     BrokenKeysFile,
     ClientResolver,
     parse_keys_file,
     presented_key,
 )
+from mtllm.security.detection import MAX_EVIDENCE, hostile, inspect  # noqa: E402
+from mtllm.security.redaction import MASK, redact  # noqa: E402
 
 bounded = settings(max_examples=100, deadline=None)
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from app import Api
-from config import PROJECT
+from mtllm.http import serving
+from mtllm.settings import PROJECT
 from tests.raw_http import connect, head, posted, send
 from tests.serving import APP_PY, PATIENCE, WAITRESS_SERVE, Process, get
-from web import serving
 
 TEXT = "/api/v1/generate/text"
 MIB = 1024 * 1024

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ledger import ExportRow, open_ledger
+from mtllm.ledger.ledger import ExportRow, open_ledger
 from tests.scripted_gemini import IDLE, ScriptedGemini, after, hang, status, stream, text
 from tests.serving import APP_PY, PATIENCE, WAITRESS_SERVE, EventStream, Process, eventually, get, listens, post
 

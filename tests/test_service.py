@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from accounting.prices import PriceTable, SpendMeter
-from accounting.till import Caller, Till
-from accounting.tokens import DriftMeter, TokenCounter
-from errors import (
+from lru_cache import ResponseCache
+from mtllm.billing.prices import PriceTable, SpendMeter
+from mtllm.billing.recorder import CostRecorder
+from mtllm.billing.tokens import DriftMeter, TokenCounter
+from mtllm.completions.service import Completions
+from mtllm.domain.caller import Caller
+from mtllm.domain.completion import Answer, CacheControl, CacheHit, Completion, Origin
+from mtllm.domain.errors import (
     ApiError,
     BudgetExceeded,
     ContentBlocked,
@@ -23,19 +27,17 @@ from errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from flow.completion import CacheWishes, Completion, Origin
-from ledger import Budget, Ledger, open_ledger
-from lru_cache import Found, ResponseCache
-from resilience.admission import Admission
-from resilience.breaker import CircuitBreaker
-from resilience.retry import Retrier, RetryBudget
-from service import Completions
-from tasks import TASK_BY_NAME, Answer, Job, TokenUsage, parse
+from mtllm.domain.money import TokenUsage
+from mtllm.ledger.ledger import Budget, Ledger, open_ledger
+from mtllm.resilience.admission import Admission
+from mtllm.resilience.breaker import CircuitBreaker
+from mtllm.resilience.retry import Retrier, RetryBudget
+from mtllm.tasks import TASK_BY_NAME, Job, parse
 from tests.fakes import FakeClock, FakeModel
 from tests.ledgers import until
 
 PLACES = 8
-NOTHING_SPECIAL = CacheWishes()
+NOTHING_SPECIAL = CacheControl()
 USAGE = TokenUsage(input=10, output=20)
 PRICE_OF_ONE = 10 * 100 + 20 * 400
 
@@ -45,10 +47,10 @@ class LateCache(ResponseCache):
 
     ready: Callable[[], bool] = staticmethod(lambda: True)
 
-    def look_up(self, key: bytes, *, max_age: float | None = None) -> Found | None:
+    def look_up(self, key: bytes, *, max_age: float | None = None) -> CacheHit | None:
         return None
 
-    def look_up_stale(self, key: bytes) -> Found | None:
+    def look_up_stale(self, key: bytes) -> CacheHit | None:
         until(self.ready)
         return super().look_up_stale(key)
 
@@ -80,7 +82,7 @@ class House:
             "gemini-2.5-flash-lite",
             self.model,
             self.cache,
-            Till(self.ledger, prices, counter, self.spend, self.drift, clock=clock, monotonic=clock),
+            CostRecorder(self.ledger, prices, counter, self.spend, self.drift, clock=clock, monotonic=clock),
             admission=self.admission,
             breaker=self.breaker,
             retrier=Retrier(max_attempts=4, budget=RetryBudget(monotonic=clock), monotonic=clock, wait=clock.sleep),
@@ -93,12 +95,12 @@ class House:
         self,
         prompt: str = "hello",
         *,
-        wishes: CacheWishes = NOTHING_SPECIAL,
+        cache_control: CacheControl = NOTHING_SPECIAL,
         budgets: tuple[Budget, ...] = (),
         seconds: float = 30,
     ) -> Completion:
         caller = Caller("request", "client", budgets=budgets)
-        return self.flow.complete(_text(prompt), caller, wishes, deadline=self.clock() + seconds)
+        return self.flow.complete(_text(prompt), caller, cache_control, deadline=self.clock() + seconds)
 
     def statuses(self) -> list[str]:
         self.ledger.flush()
@@ -262,26 +264,28 @@ def test_an_expired_answer_serves_while_gemini_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "origin", "kept"),
+    ("cache_control", "origin", "kept"),
     [
-        (CacheWishes(no_cache=True), Origin.PAID, True),
-        (CacheWishes(no_store=True), Origin.PAID, False),
-        (CacheWishes(max_age=5), Origin.PAID, True),
-        (CacheWishes(max_age=10), Origin.HIT, False),
-        (CacheWishes(only_if_cached=True), Origin.HIT, False),
+        (CacheControl(no_cache=True), Origin.PAID, True),
+        (CacheControl(no_store=True), Origin.PAID, False),
+        (CacheControl(max_age=5), Origin.PAID, True),
+        (CacheControl(max_age=10), Origin.HIT, False),
+        (CacheControl(only_if_cached=True), Origin.HIT, False),
     ],
 )
-def test_what_the_caller_wishes_of_the_cache(house: House, wishes: CacheWishes, origin: Origin, kept: bool) -> None:
+def test_what_the_caller_wishes_of_the_cache(
+    house: House, cache_control: CacheControl, origin: Origin, kept: bool
+) -> None:
     """RFC 9111: an answer ten seconds old, asked for again."""
     house.ask()
     house.clock.advance(10)
-    completion = house.ask(wishes=wishes)
+    completion = house.ask(cache_control=cache_control)
     assert (completion.origin, completion.kept) == (origin, kept)
 
 
 def test_only_if_cached_never_asks(house: House) -> None:
     """A miss is 504 `not_cached` and costs nothing."""
-    completion = house.ask(wishes=CacheWishes(only_if_cached=True))
+    completion = house.ask(cache_control=CacheControl(only_if_cached=True))
     assert completion.error is not None
     assert completion.error.code == "not_cached"
     assert house.model.calls == []
@@ -327,19 +331,21 @@ def test_a_shared_answer_that_was_not_looked_up_takes_no_miss_back(tmp_path: Pat
     house = House(tmp_path, FakeClock())
     house.model.gate.clear()
     house.model.release_after_joined(lambda: house.admission.state().in_use == 4)
-    _together(4, lambda _: house.ask(wishes=CacheWishes(no_cache=True)))
+    _together(4, lambda _: house.ask(cache_control=CacheControl(no_cache=True)))
     house.close()
     stats = house.cache.get_stats()
     assert (stats["hits"], stats["misses"], stats["hit_ratio"]) == (3, 0, 1.0)
 
 
-@pytest.mark.parametrize("wishes", [CacheWishes(no_cache=True), CacheWishes(no_store=True), CacheWishes(max_age=5)])
-def test_a_failure_brings_no_answer_that_its_caller_declined(house: House, wishes: CacheWishes) -> None:
+@pytest.mark.parametrize(
+    "cache_control", [CacheControl(no_cache=True), CacheControl(no_store=True), CacheControl(max_age=5)]
+)
+def test_a_failure_brings_no_answer_that_its_caller_declined(house: House, cache_control: CacheControl) -> None:
     """What Cache-Control rules out, it rules out on Gemini's bad days too."""
     house.ask()
     house.clock.advance(10)
     house.model.answer_with(UpstreamError(breaks=True))
-    assert isinstance(house.ask(wishes=wishes).error, UpstreamError)
+    assert isinstance(house.ask(cache_control=cache_control).error, UpstreamError)
 
 
 def test_whoever_opens_the_breaker_is_told_to_wait_for_it(house: House) -> None:

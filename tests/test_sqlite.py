@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from stores import sqlite
-from stores.engine import Sync
-from stores.sqlite import SQLiteConnection, SQLiteEngine
+from mtllm.ledger import sqlite
+from mtllm.ledger.engine import Sync
+from mtllm.ledger.sqlite import SQLiteConnection, SQLiteEngine
 from tests.ledgers import failure
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from app import Api
-from gemini_wrapper import Gemini
-from ledger import ExportRow
+from mtllm.gemini.client import Gemini
+from mtllm.http import sse
+from mtllm.ledger.ledger import ExportRow
 from tests.scripted_gemini import (
     CUT,
     IDLE,
@@ -31,7 +32,6 @@ from tests.scripted_gemini import (
     text,
 )
 from tests.serving import EventStream, eventually, get, post, serving
-from web import sse
 
 TEXT = "/api/v1/generate/text"
 CODE = "/api/v1/generate/code"
@@ -73,19 +73,19 @@ def service(make_app: MakeApp) -> Iterator[Service]:
 
 
 def rows(app: Api) -> list[ExportRow]:
-    app.backend.ledger.flush()
-    return list(app.backend.ledger.export(0, time.time() + 60))
+    app.service.ledger.flush()
+    return list(app.service.ledger.export(0, time.time() + 60))
 
 
 def lines(app: Api, log: str) -> list[dict[str, Any]]:
-    app.backend.logger.flush()
+    app.service.logger.flush()
     path: Path = app.settings.log_dir / log
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def settled(app: Api) -> ExportRow:
     """The one attempt of the ledger, once it has ended and its place is free again."""
-    assert eventually(lambda: app.backend.admission.state().in_use == 0 and rows(app))
+    assert eventually(lambda: app.service.admission.state().in_use == 0 and rows(app))
     (row,) = rows(app)
     return row
 
@@ -269,7 +269,7 @@ def test_the_first_byte_has_its_time_however_often_it_is_tried(
     answer = post(port, TEXT, ASK | {"stream": True})
     assert (answer.status, answer.code) == (504, "upstream_timeout")
     assert answer.seconds < seconds + SLACK
-    assert service.app.backend.admission.state().abandoned == 1
+    assert service.app.service.admission.state().abandoned == 1
 
 
 def test_a_stream_is_retried_until_its_first_byte(service: Service, gemini: ScriptedGemini) -> None:
@@ -401,7 +401,7 @@ def test_a_client_that_leaves_ends_geminis_side(
     assert eventually(lambda: lines(app, "api_errors.log"))
     (logged,) = lines(app, "cost_tracking.log")
     assert (logged["total_cost"] * 1e9, lines(app, "api_errors.log")[0]["code"]) == (row.total_cost, "abandoned")
-    assert app.backend.admission.state().abandoned == 1
+    assert app.service.admission.state().abandoned == 1
     assert post(port, TEXT, ASK, Cache_Control="only-if-cached").code == "not_cached"
 
 
@@ -414,7 +414,7 @@ def test_a_silent_stream_sees_its_client_leave(service: Service, gemini: Scripte
         assert gemini.wait_for_calls(1)
     with EventStream(port, TEXT, ASK) as answer:
         assert answer.next() == ("delta", "first ")
-    assert eventually(lambda: app.backend.admission.state().in_use == 0, seconds=5)
+    assert eventually(lambda: app.service.admission.state().in_use == 0, seconds=5)
     before, after_it = rows(app)
     assert (before.status, before.total_cost, before.reserved > 0) == ("abandoned", 0, True)
     assert (after_it.status, after_it.total_cost > 0) == ("abandoned", True)
@@ -439,7 +439,7 @@ def test_a_client_that_leaves_while_a_retry_waits(service: Service, gemini: Scri
     with EventStream(port, TEXT, ASK):
         assert gemini.wait_for_calls(1)
         assert eventually(lambda: rows(app)[0].status == "upstream_unavailable")
-    assert eventually(lambda: app.backend.admission.state().in_use == 0, seconds=5)
+    assert eventually(lambda: app.service.admission.state().in_use == 0, seconds=5)
     assert (gemini.count, [row.status for row in rows(app)]) == (1, ["upstream_unavailable"])
 
 
@@ -503,6 +503,6 @@ def test_closing_ends_the_streams_that_are_open(make_app: MakeApp, gemini: Scrip
         assert gemini.wait_for_calls(1)
         assert eventually(lambda: rows(app))
         begun = time.monotonic()
-        app.backend.close()
+        app.service.close()
         assert time.monotonic() - begun < 5
-    assert app.backend.admission.state().in_use == 0
+    assert app.service.admission.state().in_use == 0

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-import tasks
 from app import create_app
-from config import load_settings
-from errors import InvalidJson, InvalidRequest, UpstreamInvalidAnswer
-from tasks import TASK_BY_NAME, Answer, FinishReason, Instruction, parse, unfenced
+from mtllm import tasks
+from mtllm.domain.completion import Answer, FinishReason, Instruction
+from mtllm.domain.errors import InvalidJson, InvalidRequest, UpstreamInvalidAnswer
+from mtllm.settings import load_settings
+from mtllm.tasks import TASK_BY_NAME, parse, unfenced
 from tests.scripted_gemini import ScriptedGemini, text
 
 TEXT, CODE, CLASSIFY = (TASK_BY_NAME[name] for name in ("text", "code", "classify"))
@@ -173,7 +174,7 @@ def test_a_fourth_task_is_one_entry_and_one_model(
     gemini.answers(text("Short."))
     answer = client.post("/api/v1/summarize/text", json={"text": "Long.", "sentences": 1})
     again = client.post("/api/v1/summarize/text", json={"text": "Long.", "sentences": 1})
-    app.backend.close()
+    app.service.close()
     assert answer.json is not None
     assert answer.json["summary"] == "Short."
     assert again.headers["X-Cached"] == "true"

@@ -11,7 +11,7 @@ pytest.importorskip("hypothesis")
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tasks import TASK_BY_NAME, Job, parse, unfenced
+from mtllm.tasks import TASK_BY_NAME, Job, parse, unfenced
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=8).filter(
     lambda text: not text.isspace()

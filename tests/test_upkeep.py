@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from accounting.prices import PriceTable, SpendMeter
-from accounting.till import Caller, Till
-from accounting.tokens import DriftMeter, TokenCounter
-from accounting.upkeep import Upkeep
 from app import Api
-from errors import LedgerUnavailable
-from ledger import Hit, Ledger, open_ledger
-from stores.sqlite import SQLiteEngine
-from tasks import TASK_BY_NAME, Answer, TokenUsage, parse
+from mtllm.billing.maintenance import LedgerMaintenance
+from mtllm.billing.prices import PriceTable, SpendMeter
+from mtllm.billing.recorder import CostRecorder
+from mtllm.billing.tokens import DriftMeter, TokenCounter
+from mtllm.domain.caller import Caller
+from mtllm.domain.completion import Answer
+from mtllm.domain.errors import LedgerUnavailable
+from mtllm.domain.money import TokenUsage
+from mtllm.ledger.ledger import Hit, Ledger, open_ledger
+from mtllm.ledger.sqlite import SQLiteEngine
+from mtllm.tasks import TASK_BY_NAME, parse
 from tests.fakes import FakeClock
 from tests.ledgers import assert_adds_up, until
 
@@ -25,8 +28,8 @@ RETENTION_DAYS = 30
 BATCH = 1_000
 
 
-class Books:
-    """A ledger with its upkeep, a clock, and what the upkeep reported."""
+class LedgerTransaction:
+    """A ledger with its maintenance, a clock, and what the maintenance reported."""
 
     def __init__(self, folder: Path) -> None:
         self.clock = FakeClock(1_800_000_000.0)
@@ -34,14 +37,14 @@ class Books:
         self.spend = SpendMeter()
         self.drift = DriftMeter(TokenCounter().count_tokens)
         prices = PriceTable.fixed(0.1, 0.4)
-        self.till = Till(self.ledger, prices, TokenCounter(), self.spend, self.drift, clock=self.clock)
+        self.recorder = CostRecorder(self.ledger, prices, TokenCounter(), self.spend, self.drift, clock=self.clock)
         self.reported: list[str] = []
-        self.upkeep = self.new_upkeep()
+        self.maintenance = self.new_upkeep()
 
-    def new_upkeep(self, look_seconds: float = 3600.0) -> Upkeep:
-        return Upkeep(
+    def new_upkeep(self, look_seconds: float = 3600.0) -> LedgerMaintenance:
+        return LedgerMaintenance(
             self.ledger,
-            self.till,
+            self.recorder,
             retention_days=RETENTION_DAYS,
             report=self.reported.append,
             clock=self.clock,
@@ -60,36 +63,36 @@ class Books:
 
 
 @pytest.fixture
-def books(tmp_path: Path) -> Iterator[Books]:
-    kept = Books(tmp_path)
+def books(tmp_path: Path) -> Iterator[LedgerTransaction]:
+    kept = LedgerTransaction(tmp_path)
     yield kept
     kept.drift.close()
     kept.ledger.close()
 
 
-def test_rows_past_their_retention_go_and_the_totals_keep_them(books: Books) -> None:
+def test_rows_past_their_retention_go_and_the_totals_keep_them(books: LedgerTransaction) -> None:
     """Young ones stay; the operator is told how many went."""
     books.record(3, age_days=RETENTION_DAYS + 1)
     books.record(2, age_days=RETENTION_DAYS - 1)
     before = books.ledger.totals()
-    books.upkeep.look()
+    books.maintenance.look()
     assert (books.rows(), books.ledger.totals()) == (2, before)
     assert len(books.reported) == 1
     assert books.reported[0].startswith("3 ")
 
 
-def test_it_is_done_once_a_day(books: Books) -> None:
+def test_it_is_done_once_a_day(books: LedgerTransaction) -> None:
     """Of the UTC calendar: at the first look, and at the first one after each midnight."""
-    books.upkeep.look()
+    books.maintenance.look()
     books.record(1, age_days=RETENTION_DAYS + 1)
-    books.upkeep.look()
+    books.maintenance.look()
     assert books.rows() == 1
     books.clock.advance(DAY)
-    books.upkeep.look()
+    books.maintenance.look()
     assert books.rows() == 0
 
 
-def test_many_rows_go_in_batches(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_go_in_batches(books: LedgerTransaction, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a thousand at most, with a pause after each, so that those who settle never wait for more than one."""
     left: list[int] = []
 
@@ -97,29 +100,29 @@ def test_many_rows_go_in_batches(books: Books, monkeypatch: pytest.MonkeyPatch) 
         left.append(books.rows())
         return False
 
-    monkeypatch.setattr(books.upkeep._stop, "wait", pause)
+    monkeypatch.setattr(books.maintenance._stop, "wait", pause)
     books.record(2 * BATCH + 500, age_days=RETENTION_DAYS + 1)
-    books.upkeep.look()
+    books.maintenance.look()
     assert left == [BATCH + 500, 500, 0]
 
 
-def test_it_ends_between_two_batches(books: Books) -> None:
+def test_it_ends_between_two_batches(books: LedgerTransaction) -> None:
     """A closing service does not wait for the rest; the next one goes on."""
     books.record(2 * BATCH, age_days=RETENTION_DAYS + 1)
-    books.upkeep.close()
-    books.upkeep.look()
+    books.maintenance.close()
+    books.maintenance.look()
     assert books.rows() == BATCH
     books.new_upkeep().look()
     assert books.rows() == 0
 
 
-def test_it_works_by_itself(books: Books) -> None:
+def test_it_works_by_itself(books: LedgerTransaction) -> None:
     """From start to close, in a thread."""
     books.record(1, age_days=RETENTION_DAYS + 1)
-    upkeep = books.new_upkeep(look_seconds=0.001)
-    upkeep.start()
+    maintenance = books.new_upkeep(look_seconds=0.001)
+    maintenance.start()
     until(lambda: books.rows() == 0)
-    upkeep.close()
+    maintenance.close()
 
 
 class Reluctant(Ledger):
@@ -139,18 +142,18 @@ def test_a_settlement_that_the_disk_refused_is_written_later(tmp_path: Path) -> 
     clock, spend = FakeClock(1_800_000_000.0), SpendMeter()
     drift = DriftMeter(TokenCounter().count_tokens)
     with closing(Reluctant(SQLiteEngine(tmp_path / "l.sqlite3", sync="normal"), clock=clock)) as ledger:
-        till = Till(ledger, PriceTable.fixed(0.1, 0.4), TokenCounter(), spend, drift, clock=clock)
-        upkeep = Upkeep(ledger, till, retention_days=1, report=lambda _: None, clock=clock)
+        recorder = CostRecorder(ledger, PriceTable.fixed(0.1, 0.4), TokenCounter(), spend, drift, clock=clock)
+        maintenance = LedgerMaintenance(ledger, recorder, retention_days=1, report=lambda _: None, clock=clock)
         job = parse(TASK_BY_NAME["text"], b'{"prompt": "x"}', max_chars=10)
-        entry = till.open(job, Caller("r-1", "10.0.0.1"), "model", number=1, seconds=30)
+        entry = recorder.open(job, Caller("r-1", "10.0.0.1"), "model", number=1, seconds=30)
         answer = Answer("fine", "model", TokenUsage(10, 20))
         ledger.refusals = 2
         with pytest.raises(LedgerUnavailable):
             entry.settle(answer, entry.charge(job.instruction, answer), "ok")
-        upkeep.look()
+        maintenance.look()
         assert [row.status for row in ledger.export(0, 4e9)] == ["open"]
-        upkeep.look()
-        upkeep.look()
+        maintenance.look()
+        maintenance.look()
         assert [(row.status, row.total_cost) for row in ledger.export(0, 4e9)] == [("ok", 9_000)]
         assert spend.total() == 9_000
         assert_adds_up(ledger)
@@ -164,7 +167,7 @@ def test_the_service_keeps_its_ledger(make_app: Callable[..., Api], clock: FakeC
     client.post("/api/v1/generate/text", json={"prompt": "x"})
     before = client.get("/stats").json
     clock.advance(3 * DAY)
-    app.backend.upkeep.look()
+    app.service.maintenance.look()
     after = client.get("/stats").json
     assert before is not None
     assert after is not None

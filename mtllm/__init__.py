@@ -1,0 +1,1 @@
+"""Everything behind the modules that the project shows at its top."""

@@ -1,0 +1,93 @@
+"""What the ledger needs beside the requests: settlements that the disk refused, and rows past their retention."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from mtllm.billing.recorder import CostRecorder
+from mtllm.domain.errors import LedgerUnavailable
+from mtllm.ledger.ledger import Ledger
+
+LOOK_SECONDS = 5.0
+"""How often is looked for what is due: a disk that has space again is found within this time."""
+BATCH_PAUSE_SECONDS = 0.05
+"""Between two batches of removed rows, so that those who settle never wait for more than one."""
+_DAY = 86_400
+
+
+class LedgerMaintenance:
+    """Looks after the ledger in a thread of its own, from `start` to `close`.
+
+    Rows older than `retention_days` go at the start and then once a UTC day, in batches of the ledger's size. `report`
+    is told, in a sentence, when many went or something is wrong.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        recorder: CostRecorder,
+        *,
+        retention_days: float,
+        report: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
+        self._ledger = ledger
+        self._recorder = recorder
+        self._retention_seconds = retention_days * _DAY
+        self._report = report
+        self._clock = clock
+        self._look_seconds = look_seconds
+        self._pruned_on: float | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="ledger-maintenance", daemon=True)
+
+    def start(self) -> None:
+        """Begin looking, the first time after `look_seconds`."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop between two batches, and write what the disk takes now."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._settle_late()
+
+    def look(self) -> None:
+        """Do what is due. What the ledger cannot take now stays due."""
+        self._settle_late()
+        today = self._clock() // _DAY
+        if today != self._pruned_on and self._prune():
+            self._pruned_on = today
+
+    def _work(self) -> None:
+        while not self._stop.wait(self._look_seconds):
+            try:
+                self.look()
+            except Exception as defect:  # tomorrow's rows must go too
+                self._report(f"The ledger's maintenance failed ({type(defect).__name__}); it is tried again.")
+
+    def _settle_late(self) -> None:
+        with suppress(LedgerUnavailable):  # readiness tells; the settlements wait for the next look
+            self._recorder.settle_late()
+
+    def _prune(self) -> bool:
+        """Remove what is past its retention; whether nothing is left of it."""
+        try:
+            removed = self._ledger.prune(self._clock() - self._retention_seconds, progress=self._pause)
+        except (LedgerUnavailable, _Stopped):
+            return False
+        if removed:
+            self._report(f"{removed} ledger rows past USAGE_RETENTION_DAYS were removed; totals keep them.")
+        return True
+
+    def _pause(self, _removed: int) -> None:
+        if self._stop.wait(BATCH_PAUSE_SECONDS):
+            raise _Stopped
+
+
+class _Stopped(Exception):
+    """The service closes."""

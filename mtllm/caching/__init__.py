@@ -1,0 +1,1 @@
+"""Answers kept: in memory, in a file, in Redis."""

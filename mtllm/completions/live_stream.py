@@ -1,0 +1,57 @@
+"""A streamed answer on its way from the flow to the edge."""
+
+from __future__ import annotations
+
+import threading
+from queue import Empty, SimpleQueue
+
+from mtllm.completions.ports import AnswerStream
+from mtllm.domain.completion import Completion
+
+
+class LiveStream:
+    """The two ends of one streamed answer: the flow passes deltas on, the edge takes them.
+
+    `cancel` may be called at any time from the edge's thread: it ends Gemini's side at once. `ends_by` (monotonic) is
+    when the edge need not wait any more: Gemini's side is over by then, and only its settlement can be late.
+    """
+
+    def __init__(self, ends_by: float) -> None:
+        self.ends_by = ends_by
+        self._parts: SimpleQueue[str | Completion] = SimpleQueue()
+        self._source: AnswerStream | None = None
+        self._lock = threading.Lock()
+        self.begun = False
+        self.cancelled = threading.Event()
+
+    def next(self, timeout: float) -> str | Completion | None:
+        """The next delta, or how the stream ended; None when neither came within `timeout` seconds."""
+        try:
+            return self._parts.get(timeout=timeout)
+        except Empty:
+            return None
+
+    def cancel(self) -> None:
+        """The client has gone: nothing more is wanted."""
+        with self._lock:
+            self.cancelled.set()
+            source = self._source
+        if source is not None:
+            source.cancel()
+
+    def fed_by(self, source: AnswerStream) -> None:
+        """Name where the deltas come from, so that it can be cancelled."""
+        with self._lock:
+            self._source = source
+            cancelled = self.cancelled.is_set()
+        if cancelled:
+            source.cancel()
+
+    def pass_on(self, delta: str) -> None:
+        """Hand a delta to the edge."""
+        self.begun = True
+        self._parts.put(delta)
+
+    def end(self, completion: Completion) -> None:
+        """Hand the edge how it ended; nothing comes after it."""
+        self._parts.put(completion)

@@ -1,0 +1,1 @@
+"""Values that every room knows: errors, answers, money, limits, times. Imports nothing of ours."""

@@ -1,0 +1,30 @@
+"""On whose account a request runs, and what that account may spend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SERVICE_SCOPE = "service"
+
+
+def key_scope(key: str) -> str:
+    """The budget scope of the API key named `key`."""
+    return f"key:{key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """At most `limit` nano-dollars per UTC day in `scope` ("service", or `key_scope(name)`)."""
+
+    scope: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """On whose account a request runs. `client` is the name in ledger and logs; `key` the API key's name, if any."""
+
+    request_id: str
+    client: str
+    key: str | None = None
+    budgets: tuple[Budget, ...] = ()

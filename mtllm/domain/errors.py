@@ -1,0 +1,332 @@
+"""Everything that can go wrong, as one small tree. Each error knows its status, code, sentence and headers.
+
+    ApiError
+    ├── InvalidJson, InvalidRequest                                  400
+    ├── Unauthorized 401, BudgetExceeded 402, Forbidden 403
+    ├── NotFound, MethodNotAllowed, PayloadTooLarge, UnsupportedMediaType
+    ├── ContentBlocked, MaxOutputTokensTooSmall                      422
+    ├── RateLimited 429, InternalError 500
+    ├── Abandoned 499, NotCached 504
+    ├── Unavailable                                                  503
+    │   ├── Overloaded, Draining, LedgerUnavailable, NotConfigured
+    └── UpstreamFailure                                              Gemini's part in it
+        ├── UpstreamError, UpstreamRejected, UpstreamInvalidAnswer, UpstreamAuthFailed, ModelUnavailable   502
+        ├── UpstreamUnavailable 503
+        └── UpstreamTimeout 504
+
+A message is written for the caller of the API and is safe to show: it never holds a key, a prompt, a path or text that
+came from Gemini.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One bad field of a request body: its name (dotted for nested ones) and what is wrong with it."""
+
+    field: str
+    message: str
+
+
+class ApiError(Exception):
+    """An answer that is not a success.
+
+    `retry_after` is in seconds (fractions allowed); the header is whole seconds, rounded up, at least 1 (RFC 9110,
+    section 10.2.3).
+    """
+
+    status: ClassVar[int]
+    code: ClassVar[str]
+    sentence: ClassVar[str]
+
+    def __init__(
+        self,
+        sentence: str | None = None,
+        *,
+        retry_after: float | None = None,
+        details: tuple[FieldError, ...] = (),
+    ) -> None:
+        super().__init__(sentence or self.sentence)
+        self.retry_after = retry_after
+        self.details = details
+
+    @property
+    def message(self) -> str:
+        """The sentence shown to the caller."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        """The sentence and the details, for those who call from Python."""
+        return " ".join((self.message, *(f"{detail.field}: {detail.message}." for detail in self.details)))
+
+    def headers(self) -> Mapping[str, str]:
+        """The headers this error brings along, beside those of every response."""
+        if self.retry_after is None:
+            return {}
+        return {"Retry-After": str(max(1, ceil(self.retry_after)))}
+
+
+class InvalidJson(ApiError):
+    """The body is not JSON."""
+
+    status, code = 400, "invalid_json"
+    sentence = "The request body is not valid JSON."
+
+
+class InvalidRequest(ApiError):
+    """The body is JSON but not what the endpoint takes; `details` names each bad field."""
+
+    status, code = 400, "invalid_request"
+    sentence = "The request is not valid; see details."
+
+
+class Unauthorized(ApiError):
+    """No API key, or one that is not known."""
+
+    status, code = 401, "unauthorized"
+    sentence = "An API key is required: send it as 'Authorization: Bearer <key>' or 'X-API-Key: <key>'."
+
+
+class BudgetExceeded(ApiError):
+    """The day's budget cannot cover this request's upper bound. Days are UTC."""
+
+    status, code = 402, "budget_exceeded"
+    sentence = "The daily budget cannot cover this request; it resets at 00:00 UTC."
+
+
+class Forbidden(ApiError):
+    """A valid key that may not do this, no admin key configured, or a blocked path."""
+
+    status, code = 403, "forbidden"
+    sentence = "This is not allowed."
+
+
+class NotFound(ApiError):
+    """No such path."""
+
+    status, code = 404, "not_found"
+    sentence = "There is nothing at this path; GET /api/v1/openapi.json lists the endpoints."
+
+
+class MethodNotAllowed(ApiError):
+    """The path exists, the method does not; `allow` lists those that do."""
+
+    status, code = 405, "method_not_allowed"
+    sentence = "This method is not allowed here; the Allow header lists those that are."
+
+    def __init__(self, allow: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.allow = allow
+
+    def headers(self) -> Mapping[str, str]:
+        """`Allow` (RFC 9110, section 10.2.1)."""
+        return {"Allow": ", ".join(sorted(self.allow))}
+
+
+class PayloadTooLarge(ApiError):
+    """The body is longer than MAX_REQUEST_BYTES."""
+
+    status, code = 413, "payload_too_large"
+    sentence = "The request body is too large."
+
+
+class UnsupportedMediaType(ApiError):
+    """The body is not declared as JSON."""
+
+    status, code = 415, "unsupported_media_type"
+    sentence = "The request body must be sent as Content-Type: application/json."
+
+
+class ContentBlocked(ApiError):
+    """Gemini refused the prompt or its own answer (SAFETY, RECITATION, BLOCKLIST, PROHIBITED_CONTENT, SPII, ...)."""
+
+    status, code = 422, "content_blocked"
+    sentence = "Gemini refused to answer this."
+
+
+class MaxOutputTokensTooSmall(ApiError):
+    """The token limit was used up before any text came (thinking counts)."""
+
+    status, code = 422, "max_output_tokens_too_small"
+    sentence = "The answer had no text within max_output_tokens; raise it."
+
+
+class RateLimited(ApiError):
+    """The client has used up one of its windows."""
+
+    status, code = 429, "rate_limited"
+    sentence = "Too many requests; Retry-After says when the next one is admitted."
+
+
+class InternalError(ApiError):
+    """A defect of ours. The log has the traceback under the request id."""
+
+    status, code = 500, "internal_error"
+    sentence = "Something went wrong on our side; the request id identifies it in our logs."
+
+
+class Abandoned(ApiError):
+    """The client went away before its answer was complete; nobody reads this, but log and ledger tell it."""
+
+    status, code = 499, "abandoned"
+    sentence = "The client went away before the answer was complete."
+
+
+class NotCached(ApiError):
+    """`Cache-Control: only-if-cached` and nothing stored (RFC 9111, section 5.2.1.7)."""
+
+    status, code = 504, "not_cached"
+    sentence = "No stored answer matches, and only-if-cached forbids asking Gemini."
+
+
+class Unavailable(ApiError):
+    """We cannot serve this now."""
+
+    status = 503
+
+    def __init__(self, sentence: str | None = None, *, retry_after: float = 1.0) -> None:
+        super().__init__(sentence, retry_after=retry_after)
+
+
+class Overloaded(Unavailable):
+    """All places for calls to Gemini are taken (load shedding)."""
+
+    code = "overloaded"
+    sentence = "All places for calls to Gemini are taken; try again shortly."
+
+
+class Draining(Unavailable):
+    """The service is shutting down."""
+
+    code = "draining"
+    sentence = "The service is shutting down; another instance will take the request."
+
+
+class LedgerUnavailable(Unavailable):
+    """The ledger cannot be written, so nothing that costs money is done."""
+
+    code = "ledger_unavailable"
+    sentence = "The ledger cannot be written, so no paid request is made; stored answers are still served."
+
+
+class NotConfigured(Unavailable):
+    """A setting is missing; the sentence names it."""
+
+    code = "not_configured"
+    sentence = "No Gemini key is configured: set GOOGLE_API_KEY, or start with --offline."
+
+    def __init__(self, sentence: str | None = None, *, retry_after: float = 60.0) -> None:
+        super().__init__(sentence, retry_after=retry_after)
+
+
+class Retry(enum.Enum):
+    """May the same call be sent again after this failure?"""
+
+    NEVER = "never"
+    ONCE = "once"
+    YES = "yes"
+
+
+class UpstreamFailure(ApiError):
+    """A failure on the way to Gemini or at Gemini.
+
+    `retry`: may the call be repeated. `wait`: the seconds Gemini asked us to wait (RetryInfo), if it did.
+    `breaks`: counts towards the circuit breaker (connection, 5xx, 429, time-out; not a bad request).
+    `maybe_billed`: the request was sent and its end is unknown, so Gemini may charge for it.
+    """
+
+    retry: Retry
+    breaks: bool
+
+    def __init__(
+        self,
+        sentence: str | None = None,
+        *,
+        retry: Retry = Retry.NEVER,
+        wait: float | None = None,
+        breaks: bool = False,
+        maybe_billed: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(sentence, retry_after=retry_after)
+        self.retry = retry
+        self.wait = wait
+        self.breaks = breaks
+        self.maybe_billed = maybe_billed
+
+
+class UpstreamError(UpstreamFailure):
+    """Gemini failed (5xx), or the connection to it did."""
+
+    status, code = 502, "upstream_error"
+    sentence = "Gemini failed to answer."
+
+
+class UpstreamRejected(UpstreamFailure):
+    """Gemini calls our request invalid."""
+
+    status, code = 502, "upstream_rejected"
+    sentence = "Gemini rejected the request as invalid."
+
+
+class UpstreamInvalidAnswer(UpstreamFailure):
+    """Gemini's answer is empty, unreadable, or a label outside the list."""
+
+    status, code = 502, "upstream_invalid_answer"
+    sentence = "Gemini's answer could not be used."
+
+
+class UpstreamAuthFailed(UpstreamFailure):
+    """Gemini refused our key."""
+
+    status, code = 502, "upstream_auth_failed"
+    sentence = "Gemini refused this service's key; its operator must check GOOGLE_API_KEY."
+
+
+class ModelUnavailable(UpstreamFailure):
+    """The configured model is unknown or retired."""
+
+    status, code = 502, "model_unavailable"
+    sentence = "The configured model does not exist (any more); its operator must change GEMINI_MODEL."
+
+
+class UpstreamUnavailable(UpstreamFailure):
+    """Gemini is over quota or overloaded after retries, or the circuit breaker is open."""
+
+    status, code = 503, "upstream_unavailable"
+    sentence = "Gemini is not available at the moment."
+
+
+class UpstreamTimeout(UpstreamFailure):
+    """Gemini did not answer within GEMINI_TIMEOUT_SECONDS."""
+
+    status, code = 504, "upstream_timeout"
+    sentence = "Gemini did not answer in time."
+
+
+def caused_by(defect: Exception) -> InternalError:
+    """The error that a client gets for a defect of ours, which stays its cause for the log."""
+    error = InternalError()
+    error.__cause__ = defect
+    return error
+
+
+def as_json(error: ApiError, request_id: str) -> dict[str, Any]:
+    """The body of every error: a sentence, a code, the request's id, and for a bad request the bad fields."""
+    body: dict[str, Any] = {"error": error.message, "code": error.code, "request_id": request_id}
+    if error.details:
+        body["details"] = [{"field": detail.field, "message": detail.message} for detail in error.details]
+    return body
+
+
+MAX_REPORTED_FIELDS = 20
+
+
+MAX_FIELD_NAME_CHARS = 100

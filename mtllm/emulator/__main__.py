@@ -1,0 +1,7 @@
+"""`python -m mtllm.emulator`: the local Gemini by itself."""
+
+import sys
+
+from mtllm.emulator.server import main
+
+sys.exit(main())

@@ -1,0 +1,124 @@
+"""One request and its answer: what the edge learns of it on the way down, and all its headers on the way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mtllm.domain.completion import Completion, Origin
+from mtllm.domain.errors import ApiError
+from mtllm.domain.findings import Finding
+from mtllm.domain.limits import Verdict
+from mtllm.http import headers
+from mtllm.http.headers import Headers
+from mtllm.logs.writer import RequestEvent
+from mtllm.security.access import ApiKey
+from mtllm.tasks import Job, Task
+
+ENVIRON_KEY = "mtllm.exchange"
+
+
+class Exchange:
+    """Collects; whoever learns a fact of the request sets it here, and headers and log lines are made from it once."""
+
+    __slots__ = (
+        "client",
+        "completion",
+        "environ",
+        "error",
+        "fault",
+        "findings",
+        "job",
+        "key",
+        "length",
+        "pending",
+        "request_id",
+        "started",
+        "status",
+        "task",
+        "timestamp",
+        "trace_id",
+        "verdict",
+    )
+
+    def __init__(self, environ: dict[str, Any], *, client: str, timestamp: float, started: float) -> None:
+        self.environ = environ
+        self.client = client
+        self.timestamp = timestamp
+        self.started = started
+        self.request_id = headers.request_id(environ.get("HTTP_X_REQUEST_ID"))
+        self.trace_id = headers.trace_id(environ.get("HTTP_TRACEPARENT"))
+        self.status = 0
+        self.length: int | None = None
+        self.key: ApiKey | None = None
+        self.task: Task | None = None
+        self.job: Job | None = None
+        self.verdict: Verdict | None = None
+        self.completion: Completion | None = None
+        self.pending = False
+        self.error: ApiError | None = None
+        self.fault: BaseException | None = None
+        self.findings: tuple[Finding, ...] = ()
+
+    @property
+    def account(self) -> str:
+        """Whom limits, logs and ledger know the caller as: the API key's name, else the address."""
+        return self.key.name if self.key else self.client
+
+    def fail(self, error: ApiError) -> None:
+        """The request came to `error`; what is behind a defect of ours is for the log alone."""
+        self.error = error
+        if error.status == 500:
+            self.fault = error.__cause__
+
+    def headers(self, overall: int, now: float) -> Headers:
+        """Every header of ours, given the nano-dollars spent since the start and the monotonic time."""
+        completion = self.completion
+        rendered = [("X-Request-ID", self.request_id), *headers.STATIC]
+        rendered += headers.money(completion, overall)
+        if self.pending:
+            rendered += headers.PENDING
+        if self.verdict is not None:
+            rendered += headers.limits(self.verdict)
+        if completion is not None and completion.origin is not Origin.NONE:
+            rendered += headers.cache_headers(completion)
+        rendered.append(("Server-Timing", headers.server_timing(completion, now - self.started)))
+        return rendered
+
+    def event(self, now: float, response_bytes: int) -> RequestEvent:
+        """The canonical record of this request, once it is over (`now` is monotonic)."""
+        environ, completion, job = self.environ, self.completion, self.job
+        event = RequestEvent(
+            request_id=self.request_id,
+            timestamp=self.timestamp,
+            client=self.account,
+            method=environ["REQUEST_METHOD"],
+            path=environ.get("PATH_INFO", ""),
+            status=self.status,
+            duration=now - self.started,
+            code=self.error.code if self.error else None,
+            trace_id=self.trace_id,
+            user_agent=environ.get("HTTP_USER_AGENT"),
+            task=self.task.name if self.task else None,
+            request_bytes=job.body_bytes if job else 0,
+            response_bytes=response_bytes,
+            prompt=job.instruction.prompt if job else None,
+            findings=self.findings,
+            fault=self.fault,
+            note=self.error.message if self.error else None,
+        )
+        if completion is not None:
+            receipt, answer = completion.receipt, completion.answer
+            event.attempts = receipt.attempts
+            event.queue_seconds = completion.queue_seconds
+            event.upstream_seconds = receipt.upstream_seconds
+            event.input_tokens = receipt.input_tokens
+            event.output_tokens = receipt.output_tokens
+            event.input_cost = receipt.input_cost
+            event.output_cost = receipt.output_cost
+            event.total_cost = receipt.total_cost
+            event.saved = completion.saved
+            if answer is not None:
+                event.model = answer.model
+                event.answer = answer.body
+                event.cached = completion.cached
+        return event

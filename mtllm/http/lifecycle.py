@@ -1,0 +1,123 @@
+"""From serving to gone: counts what is in flight and, on SIGTERM, lets it finish before the process leaves.
+
+SIGTERM has no handler under waitress, so the process would die in the middle of its answers. Ours refuses new tasks
+(503 `draining`), waits until nothing is in flight and every connection has sent its bytes, closes the service, and
+leaves with status 0.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any
+
+POLL_SECONDS = 0.02
+
+
+class Lifecycle:
+    """Whether the process is draining, and how many requests are in flight."""
+
+    def __init__(self, drain_seconds: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.draining = False
+        self._drain_seconds = drain_seconds
+        self._monotonic = monotonic
+        self._in_flight = 0
+        self._lock = threading.Lock()
+        self._drained_by: float | None = None
+        self._unsent: Callable[[], bool] = lambda: False
+
+    @property
+    def in_flight(self) -> int:
+        """Requests begun and not yet closed, streams included."""
+        return self._in_flight
+
+    def begin(self) -> None:
+        """A request has come in."""
+        with self._lock:
+            self._in_flight += 1
+
+    def end(self) -> None:
+        """A request has been answered whole."""
+        with self._lock:
+            self._in_flight -= 1
+
+    def seconds_left(self) -> float:
+        """How long this process will still be there, once it drains."""
+        return self._drain_seconds if self._drained_by is None else max(0.0, self._drained_by - self._monotonic())
+
+    def watch_connections(self, unsent: Callable[[], bool]) -> None:
+        """Name what tells whether a connection still has bytes to send."""
+        self._unsent = unsent
+
+    def drain(self, wait: Callable[[float], None] = time.sleep) -> None:
+        """Refuse new tasks and wait until nothing is in flight, at most DRAIN_SECONDS."""
+        self.draining = True
+        self._drained_by = self._monotonic() + self._drain_seconds
+        while (self._in_flight or self._unsent()) and self._monotonic() < self._drained_by:
+            wait(POLL_SECONDS)
+
+    def drain_on_sigterm(self, close: Callable[[], None]) -> None:
+        """Install the handler; only in the main thread, and only where nobody else (gunicorn) has installed one.
+
+        `close` flushes and closes what must not be lost; it runs after the drain. The drain has a thread of its own,
+        since the main one must go on serving connections meanwhile; at its end it sends the signal once more, and only
+        then does the handler raise SystemExit, which waitress takes as its word to stop.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            return
+        drained = threading.Event()
+
+        def drain_and_leave() -> None:
+            try:
+                self.drain()
+                close()
+            finally:  # whatever went wrong, the process was told to go
+                drained.set()
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def on_sigterm(_signal: int, _frame: FrameType | None) -> None:
+            if drained.is_set():
+                raise SystemExit(0)
+            if not self.draining:
+                self.draining = True
+                threading.Thread(target=drain_and_leave, name="drain", daemon=True).start()
+
+        signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def waitress_threads(environ: dict[str, Any]) -> int | None:
+    """The thread count of the waitress server that carries this request; None under another server."""
+    server = _waitress_server(environ)
+    return None if server is None else int(server.adj.threads)
+
+
+def waitress_unsent(environ: dict[str, Any]) -> Callable[[], bool] | None:
+    """`unsent` of the waitress server that carries this request; None under another server."""
+    server = _waitress_server(environ)
+    return None if server is None else unsent(server)
+
+
+def unsent(server: Any) -> Callable[[], bool]:
+    """A function that tells whether any connection of a waitress server has bytes to send or a request to answer.
+
+    A server for several addresses is several servers that share their map of connections.
+    """
+    dispatchers: dict[int, Any] = getattr(server, "_map", None) or server.map
+
+    def any_unsent() -> bool:
+        channels: Iterable[Any] = [each for each in list(dispatchers.values()) if hasattr(each, "total_outbufs_len")]
+        return any(channel.total_outbufs_len or channel.requests for channel in channels)
+
+    return any_unsent
+
+
+def _waitress_server(environ: dict[str, Any]) -> Any:
+    """waitress hands an application a bound method of the request's channel, and the channel knows its server."""
+    client_disconnected = environ.get("waitress.client_disconnected")
+    return getattr(getattr(client_disconnected, "__self__", None), "server", None)

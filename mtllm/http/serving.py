@@ -1,0 +1,128 @@
+"""The server of `python app.py`: waitress with limits that suit this service, and the banner it starts with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from waitress.server import create_server
+
+from mtllm import process
+from mtllm.billing.prices import Price
+from mtllm.domain.money import NANO, exact_usd
+from mtllm.http.lifecycle import unsent
+from mtllm.settings import Settings
+
+if TYPE_CHECKING:
+    from app import Api
+
+BODY_LIMITS = 4
+"""waitress refuses bodies in words of its own; its limit lies so many times above ours, whose answer is JSON."""
+
+
+CONNECTIONS = 1000
+DESCRIPTORS = 4 * CONNECTIONS
+"""Open files that a full house needs, with room for calls to Gemini, logs and ledger."""
+
+
+class CannotServeError(Exception):
+    """The address cannot be listened on; the text says why."""
+
+
+def serve(app: Api) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises CannotServeError."""
+    settings = app.settings
+    process.allow_descriptors(DESCRIPTORS)
+    server = _listening(app, settings)
+    try:
+        print("\n".join(banner(app, _addresses(server))), flush=True)
+        app.service.open(settings.threads)
+        app.lifecycle.watch_connections(unsent(server))
+        server.run()
+    except KeyboardInterrupt:
+        print("Stopping.")
+    finally:
+        server.close()
+        app.service.close()
+
+
+def _listening(app: Api, settings: Settings) -> Any:
+    try:
+        return create_server(
+            app,
+            host=settings.host,
+            port=settings.port,
+            threads=settings.threads,
+            connection_limit=CONNECTIONS,
+            channel_timeout=30,
+            channel_request_lookahead=1,  # a client that leaves is noticed while its stream is silent
+            asyncore_use_poll=True,  # select() ends at 1,024 descriptors
+            max_request_body_size=BODY_LIMITS * settings.max_request_bytes,
+            max_request_header_size=32 * 1024,
+            clear_untrusted_proxy_headers=settings.trusted_proxies == 0,
+            ident="mtllm",
+        )
+    except (OSError, ValueError) as problem:
+        reason = (getattr(problem, "strerror", None) or str(problem)).rstrip(".")
+        raise CannotServeError(f"Cannot listen on HOST={settings.host} PORT={settings.port}: {reason}.") from problem
+
+
+def _addresses(server: Any) -> list[tuple[str, int]]:
+    """Where the server listens: a host name may stand for several addresses."""
+    several = getattr(server, "effective_listen", None)
+    return several or [(server.effective_host, server.effective_port)]
+
+
+def banner(app: Api, addresses: list[tuple[str, int]]) -> Iterator[str]:
+    """What a person who starts the service wants to see first: where, what, at which price, and what is unprotected."""
+    settings = app.settings
+    urls = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for host, port in addresses]
+    price = app.service.recorder.price_of(settings.gemini_model, app.service.clock())
+    yield f"Multi-Task LLM API    {'  '.join(urls)}"
+    yield f"  model               {settings.gemini_model}, {_price(price)}"
+    yield f"  answers             {_mode(settings)}"
+    yield f"  ledger              {_ledger(settings)}"
+    yield f"  logs                {settings.log_dir}"
+    yield f"  threads             {settings.threads}; {app.service.places(settings.threads)} may wait for Gemini"
+    yield f"  rate limits         {_limits(settings)}"
+    yield f"  daily budget        {_budget(settings)}"
+    yield f"  access              {_access(app)}"
+    yield f"  see                 {urls[0]}/dashboard  {urls[0]}/swagger/"
+
+
+def _price(price: Price | None) -> str:
+    if price is None:
+        return "no price known: costs show as 0 and are marked unpriced"
+    return f"${_rate(price.input)} in, ${_rate(price.output)} out per million tokens"
+
+
+def _rate(nano_per_million: int) -> str:
+    return exact_usd(nano_per_million).rstrip("0").rstrip(".")
+
+
+def _mode(settings: Settings) -> str:
+    if settings.is_offline:
+        return "canned, from a local emulator (--offline); no language model is asked"
+    if settings.google_api_key is None:
+        return "none: no GOOGLE_API_KEY, so tasks get 503; set it, or start with --offline"
+    return f"from {settings.gemini_api_endpoint or 'Google'}"
+
+
+def _ledger(settings: Settings) -> str:
+    where = "PostgreSQL" if settings.ledger_location.startswith("postgres") else settings.ledger_location
+    return f"{where}, LEDGER_SYNC={settings.ledger_sync}"
+
+
+def _limits(settings: Settings) -> str:
+    limits = ", ".join(f"{limit.amount} in {limit.window_seconds} s" for limit in settings.rate_limits)
+    return f"{limits} for each client" if limits else "none"
+
+
+def _budget(settings: Settings) -> str:
+    return "none" if settings.daily_budget_usd is None else f"${exact_usd(round(settings.daily_budget_usd * NANO))}"
+
+
+def _access(app: Api) -> str:
+    keys = app.service.keys
+    who = "open to all who reach this address" if keys.open else "by API key"
+    return who if keys.has_admin else f"{who}; export and cache deletion closed (no ADMIN_API_KEY)"

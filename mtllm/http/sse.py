@@ -1,0 +1,118 @@
+"""Server-sent events of a streamed answer (contract: deltas, comments as keep-alive, then `done` or `error`)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mtllm.completions.live_stream import LiveStream
+from mtllm.domain import errors
+from mtllm.domain.completion import Completion, Origin
+from mtllm.domain.money import format_usd
+from mtllm.http.exchange import Exchange
+
+KEEP_ALIVE_SECONDS = 10.0
+"""A silence this long is broken by a comment, so that no proxy takes the connection for dead."""
+
+LOOK_SECONDS = 0.25
+"""How often a silent stream looks whether its client is still there."""
+
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+class Body:
+    """The body of a streamed response, which begins with `first`; closing it ends what is still under way."""
+
+    def __init__(self, exchange: Exchange, live: LiveStream, first: str | Completion | None) -> None:
+        self._exchange = exchange
+        self._live = live
+        self._first = first
+
+    def __iter__(self) -> Iterator[bytes]:
+        return events(self._exchange, self._live, self._first)
+
+    def close(self) -> None:
+        """Called by the server when the response is done with, sent whole or not (PEP 3333)."""
+        close(self._exchange, self._live)
+
+
+def next_part(
+    exchange: Exchange, live: LiveStream, monotonic: Callable[[], float] = time.monotonic
+) -> str | Completion | None:
+    """The next delta, or how the stream ended (a time-out past its `ends_by`); None when it is time for a keep-alive.
+
+    A client that is seen to have left ends the stream. (waitress tells where it looks ahead, as `python app.py` has it
+    do; elsewhere the next write tells.)
+    """
+    silent_until = monotonic() + KEEP_ALIVE_SECONDS
+    gone: Callable[[], bool] = exchange.environ.get("waitress.client_disconnected", _never)
+    while (left := silent_until - monotonic()) > 0:
+        part = live.next(min(left, LOOK_SECONDS))
+        if part is not None:
+            return part
+        if gone():
+            return _ended(live)
+        if monotonic() > live.ends_by:
+            return Completion(Origin.NONE, error=errors.UpstreamTimeout())
+    return None
+
+
+def events(exchange: Exchange, live: LiveStream, part: str | Completion | None) -> Iterator[bytes]:
+    """The body of the response, which begins with `part`."""
+    while not isinstance(part, Completion):
+        yield KEEP_ALIVE if part is None else _data({"delta": part})
+        part = next_part(exchange, live)
+    _conclude(exchange, part)
+    yield from _end(exchange, part)
+
+
+def close(exchange: Exchange, live: LiveStream) -> None:
+    """The response is closed, sent whole or not (or never begun): what is still under way ends here, with its bill."""
+    if exchange.completion is None:
+        _conclude(exchange, _ended(live))
+
+
+def _never() -> bool:
+    return False
+
+
+def _ended(live: LiveStream) -> Completion:
+    """End Gemini's side and wait for the bill."""
+    live.cancel()
+    while True:
+        part = live.next(timeout=LOOK_SECONDS)
+        if isinstance(part, Completion):
+            return part
+
+
+def _conclude(exchange: Exchange, completion: Completion) -> None:
+    exchange.completion = completion
+    if completion.error is not None:
+        exchange.fail(completion.error)
+
+
+def _end(exchange: Exchange, completion: Completion) -> Iterator[bytes]:
+    if completion.error is not None:
+        yield b"event: error\n" + _data(errors.as_json(completion.error, exchange.request_id))
+        return
+    assert completion.answer is not None  # noqa: S101  # an answer or an error, by construction
+    answer = json.loads(completion.answer.body)
+    if completion.cached:
+        yield _data({"delta": next(iter(answer.values()))})
+    yield b"event: done\n" + _data(answer | {"cost": _cost(completion)})
+
+
+def _cost(completion: Completion) -> dict[str, Any]:
+    receipt = completion.receipt
+    return {
+        "input": format_usd(receipt.input_cost),
+        "output": format_usd(receipt.output_cost),
+        "total": format_usd(receipt.total_cost),
+        "nanodollars": receipt.total_cost,
+    }
+
+
+def _data(value: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n"

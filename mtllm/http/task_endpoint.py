@@ -1,0 +1,140 @@
+"""The three task endpoints over plain WSGI: one path for all tasks, hits and misses, answers and errors.
+
+Flask's dispatch costs as much as all of a hit's own work (docs/performance.md), and a task needs nothing of it: its
+path is fixed, its body is JSON bytes, its answer is ready bytes. Everything else the service answers through Flask.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from mtllm.domain import errors
+from mtllm.domain.caller import Caller
+from mtllm.domain.completion import CacheControl, Completion
+from mtllm.domain.errors import ApiError
+from mtllm.http import headers, sse
+from mtllm.http.exchange import Exchange
+from mtllm.http.guard import Guard
+from mtllm.http.headers import Headers
+from mtllm.http.lifecycle import Lifecycle
+from mtllm.security.access import Access, challenge
+from mtllm.settings import Settings
+from mtllm.tasks import Job, Task, parse
+from mtllm.wiring import Service
+
+JSON = "application/json"
+EVENT_STREAM = "text/event-stream"
+
+
+class Reply(NamedTuple):
+    """What goes out, without the headers that every response has. A body that is not bytes comes in parts."""
+
+    status: int
+    body: bytes | Iterable[bytes]
+    media_type: str = JSON
+    headers: Headers = []  # noqa: RUF012  # never changed, and made for every hit
+
+
+class TaskEndpoint:
+    """Answers POSTs on the tasks' paths."""
+
+    def __init__(self, settings: Settings, service: Service, lifecycle: Lifecycle, guard: Guard) -> None:
+        self._settings = settings
+        self._service = service
+        self._lifecycle = lifecycle
+        self._guard = guard
+
+    def reply(self, exchange: Exchange, task: Task) -> Reply:
+        """The answer of `task` to the request, or the error it came to. Raises nothing."""
+        exchange.task = task
+        try:
+            return self._answered(exchange, task)
+        except ApiError as error:
+            return refusal(exchange, error)
+        except Exception as defect:  # the last line of defence: the client gets a sentence, the log the traceback
+            return refusal(exchange, errors.caused_by(defect))
+
+    def _answered(self, exchange: Exchange, task: Task) -> Reply:
+        self._guard.inspect(exchange)
+        self._guard.authorize(exchange, Access.KEY)
+        if self._lifecycle.draining:
+            raise errors.Draining(retry_after=self._lifecycle.seconds_left())
+        self._admit(exchange)
+        body = _body(exchange.environ, self._settings.max_request_bytes)
+        exchange.job = job = parse(task, body, max_chars=self._settings.max_prompt_chars)
+        cache_control = headers.cache_control(exchange.environ.get("HTTP_CACHE_CONTROL"))
+        key = exchange.key
+        caller = Caller(exchange.request_id, exchange.account, key.name if key else None, self._service.budgets(key))
+        if job.stream:
+            return self._streamed(exchange, job, caller, cache_control)
+        deadline = exchange.started + self._settings.gemini_timeout_seconds
+        exchange.completion = completion = self._service.completions.complete(
+            job, caller, cache_control, deadline=deadline
+        )
+        if completion.answer is None:
+            raise completion.error or errors.InternalError()
+        return Reply(200, completion.answer.body)
+
+    def _admit(self, exchange: Exchange) -> None:
+        """Count the request against its client's windows; raises RateLimited."""
+        own = exchange.key.rate_limits if exchange.key else None
+        limits = self._settings.rate_limits if own is None else own
+        exchange.verdict = verdict = self._service.limiter.hit(exchange.account, limits)
+        if verdict is not None and not verdict.admitted:
+            raise errors.RateLimited(retry_after=verdict.retry_after)
+
+    def _streamed(self, exchange: Exchange, job: Job, caller: Caller, cache_control: CacheControl) -> Reply:
+        """The answer as server-sent events; an error before the first of them is an ordinary one."""
+        live = self._service.completions.stream(
+            job,
+            caller,
+            cache_control,
+            deadline=exchange.started + self._settings.stream_max_seconds,
+            gap=self._settings.gemini_timeout_seconds,
+        )
+        first = sse.next_part(exchange, live)
+        if isinstance(first, Completion):
+            exchange.completion = first
+            if first.error is not None:
+                raise first.error
+        exchange.pending = not isinstance(first, Completion)
+        return Reply(200, sse.Body(exchange, live, first), EVENT_STREAM)
+
+
+def refusal(exchange: Exchange, error: ApiError) -> Reply:
+    """The JSON of every error: a sentence, a code, the request's id, and details where there are any."""
+    exchange.fail(error)
+    more = list(error.headers().items())
+    if error.status == 401:
+        more.append(("WWW-Authenticate", challenge(exchange.environ.get("PATH_INFO", ""))))
+    return Reply(error.status, json.dumps(errors.as_json(error, exchange.request_id)).encode(), JSON, more)
+
+
+def _body(environ: dict[str, Any], limit: int) -> bytes:
+    """The request's body; raises UnsupportedMediaType unless it is declared as JSON, PayloadTooLarge past the limit."""
+    media_type = environ.get("CONTENT_TYPE", "")
+    if media_type != JSON and not _is_json(media_type):
+        raise errors.UnsupportedMediaType
+    declared = environ.get("CONTENT_LENGTH")
+    if not declared:  # a server that passes a chunked body on says that the input ends by itself
+        body: bytes = environ["wsgi.input"].read(limit + 1) if environ.get("wsgi.input_terminated") else b""
+    elif not declared.isdecimal():
+        raise errors.InvalidRequest("Content-Length is not a number.")
+    elif int(declared) <= limit:
+        body = environ["wsgi.input"].read(int(declared))
+    else:
+        raise _too_large(limit)
+    if len(body) > limit:
+        raise _too_large(limit)
+    return body
+
+
+def _too_large(limit: int) -> ApiError:
+    return errors.PayloadTooLarge(f"The request body is longer than {limit} bytes.")
+
+
+def _is_json(media_type: str) -> bool:
+    essence = media_type.partition(";")[0].strip().lower()
+    return essence == JSON or (essence.startswith("application/") and essence.endswith("+json"))

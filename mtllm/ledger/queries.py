@@ -1,0 +1,122 @@
+"""How the ledger is read: one statement an answer, so that it sees one state of the database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from mtllm.ledger.engine import Connection, Row
+from mtllm.ledger.records import HIT, BudgetState, ExportRow, GroupBy, Totals, UsageGroup, WindowUsage
+from mtllm.ledger.transaction import COUNTS, DAY, HOUR, MICROSECONDS, MINUTE, day_of, micros
+
+_SUMS = ", ".join(f"CAST(COALESCE(SUM({name}), 0) AS BIGINT)" for name in COUNTS)
+_NAMES = ", ".join(COUNTS)
+
+# The statements below are put together from names and numbers of ours only; values always go in as parameters.
+
+_WINDOW = f"""
+    SELECT {_SUMS} FROM (
+        SELECT {_NAMES} FROM rollups WHERE span = {MINUTE} AND start >= ? AND start < ?
+        UNION ALL SELECT {_NAMES} FROM rollups WHERE span = {HOUR} AND start >= ? AND start < ?
+        UNION ALL SELECT {_NAMES} FROM rollups WHERE span = {MINUTE} AND start >= ? AND start < ?
+    ) AS parts"""  # noqa: S608
+
+_ROW_COUNTS = """
+    CASE WHEN status IN ('ok', 'hit') THEN 1 ELSE 0 END AS requests,
+    CASE WHEN status = 'hit' THEN 1 ELSE 0 END AS cached_requests,
+    CASE WHEN status = 'hit' THEN 0 ELSE input_tokens END AS input_tokens,
+    CASE WHEN status = 'hit' THEN 0 ELSE output_tokens END AS output_tokens,
+    total_cost AS cost, saved AS saved, unpriced AS unpriced_requests"""
+_ROWS = "FROM entries WHERE at >= ? AND at < ? AND status NOT IN ('open', 'unsettled')"
+
+_SPANS = {"day": DAY, "hour": HOUR, "minute": MINUTE}
+
+_EXPORT_COLUMNS = """at, id, request_id, task, client, model, status, input_tokens, output_tokens,
+    input_cost, output_cost, total_cost, saved, attempt, cached_input_tokens, reserved, shared, estimated, unpriced,
+    input_price, cached_input_price, output_price, key_name"""
+_EXPORT = f"SELECT {_EXPORT_COLUMNS} FROM entries WHERE (at, id) > (?, ?) AND at < ? ORDER BY at, id LIMIT ?"  # noqa: S608
+EXPORT_CHUNK = 500
+
+
+def totals(connection: Connection) -> Totals:
+    """All-time sums."""
+    [row] = connection.execute(f"SELECT {_SUMS} FROM rollups WHERE span = 0")  # noqa: S608
+    return Totals(*row)
+
+
+def window(connection: Connection, hours: int, now: float) -> WindowUsage:
+    """Sums of the minutes that the last `hours` hours touch: whole hours from hour sums, both ends from minutes."""
+    end = int(now) // MINUTE * MINUTE + MINUTE
+    start = int(now - hours * HOUR) // MINUTE * MINUTE
+    first, last = -(-start // HOUR) * HOUR, end // HOUR * HOUR
+    [row] = connection.execute(_WINDOW, (start, first, first, last, last, end))
+    return WindowUsage(*row, hours=hours)
+
+
+def usage(connection: Connection, from_: float, to: float, group_by: GroupBy) -> list[UsageGroup]:
+    """Sums by group: whole hours (minutes, when grouped by minute) from roll-ups, what sticks out from the rows."""
+    start, end = micros(from_), micros(to)
+    unit = (MINUTE if group_by == "minute" else HOUR) * MICROSECONDS
+    first, last = -(-start // unit) * unit, end // unit * unit
+    if first > last:  # nothing whole in between
+        first = last = end
+    rows, summed = _sources(group_by)
+    statement = f"""
+        SELECT label, {_SUMS} FROM ({rows} UNION ALL {rows} UNION ALL {summed}) AS parts
+        GROUP BY label HAVING {" + ".join(f"SUM({name})" for name in COUNTS)} > 0"""  # noqa: S608
+    parameters = (start, first, last, end, first // MICROSECONDS, last // MICROSECONDS)
+    groups = (
+        UsageGroup(*counts, key=_label(group_by, key)) for key, *counts in connection.execute(statement, parameters)
+    )
+    return sorted(groups, key=lambda group: group.key)  # not by the database, whose order of letters is its own
+
+
+def budget_state(connection: Connection, scope: str, at: float) -> BudgetState:
+    """What is spent and reserved in `scope` on the UTC day of `at`."""
+    rows = connection.execute(
+        "SELECT spent, reserved FROM budget_days WHERE day = ? AND scope = ?", (day_of(micros(at)), scope)
+    )
+    return BudgetState(*rows[0]) if rows else BudgetState(0, 0)
+
+
+def count_before(connection: Connection, before: float) -> int:
+    """How many rows are older than `before`, the open ones left out."""
+    [(count,)] = connection.execute("SELECT COUNT(*) FROM entries WHERE at < ? AND status <> 'open'", (micros(before),))
+    return int(count)
+
+
+def export(connection: Connection, from_: float, to: float) -> Iterator[ExportRow]:
+    """The rows with `from_` <= timestamp < `to` in order, fetched in chunks that start where the last one ended."""
+    at, row_id, end = micros(from_), -1, micros(to)
+    while chunk := connection.execute(_EXPORT, (at, row_id, end, EXPORT_CHUNK)):
+        yield from map(_export_row, chunk)
+        at, row_id = chunk[-1][:2]
+
+
+def _sources(group_by: GroupBy) -> tuple[str, str]:
+    """Where counts come from, labelled by group: single rows, and sums of whole hours or minutes."""
+    span = _SPANS.get(group_by)
+    if span is None:
+        label_of_row = label_of_sum = str(group_by)
+        sums = "usage_hours WHERE"
+    else:
+        label_of_row = f"at / {span * MICROSECONDS} * {span}"
+        label_of_sum = f"start / {span} * {span}"
+        sums = f"rollups WHERE span = {min(span, HOUR)} AND"
+    return (
+        f"SELECT {label_of_row} AS label, {_ROW_COUNTS} {_ROWS}",
+        f"SELECT {label_of_sum} AS label, {_NAMES} FROM {sums} start >= ? AND start < ?",  # noqa: S608
+    )
+
+
+def _label(group_by: GroupBy, key: str | int) -> str:
+    if isinstance(key, str):
+        return key
+    return datetime.fromtimestamp(key, UTC).strftime("%Y-%m-%d" if group_by == "day" else "%Y-%m-%dT%H:%M:%SZ")
+
+
+def _export_row(row: Row) -> ExportRow:
+    at, _id, request_id, task, client, model, status, *numbers, key = row
+    what = (request_id, at / MICROSECONDS, task, client, model, status, status == HIT)
+    amounts, marks, prices = numbers[:9], map(bool, numbers[9:12]), numbers[12:]
+    return ExportRow._make((*what, *amounts, *marks, *prices, key))

@@ -1,0 +1,170 @@
+"""The ledger's values: what goes in, what comes out. Money is integers of nano-dollars, time is epoch seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from mtllm.domain.caller import SERVICE_SCOPE, key_scope
+
+OK = "ok"
+HIT = "hit"
+OPEN = "open"
+UNSETTLED = "unsettled"
+ABANDONED = "abandoned"
+
+
+GroupBy = Literal["day", "hour", "minute", "task", "client", "model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call to Gemini about to be made.
+
+    `deadline`: when the call is over for certain; a row still open after it counts as unsettled. `reserved`: an upper
+    bound of the cost in nano-dollars. `key`: the name of the API key, None without keys. `number`: 1 for the first
+    attempt of this request.
+    """
+
+    request_id: str
+    task: str
+    client: str
+    model: str
+    timestamp: float
+    deadline: float
+    reserved: int
+    key: str | None = None
+    number: int = 1
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """The budget scopes that this attempt's cost counts in."""
+        return scopes_of(self.key)
+
+
+def scopes_of(key: str | None) -> tuple[str, ...]:
+    """The budget scopes of a call made with the API key named `key`; the service always comes first."""
+    return (SERVICE_SCOPE,) if key is None else (SERVICE_SCOPE, key_scope(key))
+
+
+class BudgetState(NamedTuple):
+    """One scope on one UTC day, in nano-dollars: settled costs, and the reservations that still count beside them."""
+
+    spent: int
+    reserved: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How a call ended.
+
+    `status`: "ok", an error code, or "abandoned". `model`: the one that answered. Token counts as in the bill:
+    `input_tokens` includes `cached_input_tokens`, `output_tokens` includes thinking. Costs in nano-dollars, prices in
+    nano-dollars per million tokens, None when the model has no known price. `keep_reservation`: Gemini may have billed
+    more than is known, so the reservation keeps counting against the day's budget.
+    """
+
+    status: str
+    model: str
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    output_tokens: int = 0
+    input_cost: int = 0
+    output_cost: int = 0
+    total_cost: int = 0
+    estimated: bool = False
+    unpriced: bool = False
+    input_price: int | None = None
+    cached_input_price: int | None = None
+    output_price: int | None = None
+    keep_reservation: bool = False
+
+
+class Hit(NamedTuple):
+    """An answer that cost nothing: from the cache, or (`shared`) from an identical request in flight.
+
+    `saved`: what the call would have cost, in nano-dollars. A named tuple, because making a frozen dataclass of this
+    size takes longer than all else that recording a hit does on the request's thread.
+    """
+
+    request_id: str
+    timestamp: float
+    task: str
+    client: str
+    model: str
+    input_tokens: int
+    output_tokens: int
+    saved: int
+    shared: bool = False
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over rows. `requests` counts completions, hits included; tokens and `cost` are those of paid calls."""
+
+    requests: int = 0
+    cached_requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: int = 0
+    saved: int = 0
+    unpriced_requests: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowUsage(Totals):
+    """The totals of the last `hours` hours, in whole minutes, at most one too many."""
+
+    hours: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageGroup(Totals):
+    """The totals of one task, client, model, UTC day ("2026-11-23"), hour or minute ("2026-11-23T15:04:00Z")."""
+
+    key: str
+
+
+class ExportRow(NamedTuple):
+    """One attempt or hit as exported. Costs in nano-dollars, prices in nano-dollars per million tokens."""
+
+    request_id: str
+    timestamp: float
+    task: str
+    client: str
+    model: str
+    status: str
+    cached: bool
+    input_tokens: int
+    output_tokens: int
+    input_cost: int
+    output_cost: int
+    total_cost: int
+    saved: int
+    attempt: int
+    cached_input_tokens: int
+    reserved: int
+    """What still counts against the day's budget beside `total_cost`."""
+    shared: bool
+    estimated: bool
+    unpriced: bool
+    input_price: int | None
+    cached_input_price: int | None
+    output_price: int | None
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerHealth:
+    """Whether the ledger can be written, and how far the hits are behind.
+
+    `error`: the kind of the last failure while it lasts, None when all is well. `lag_seconds`: for how long the oldest
+    hit has been waiting for the disk. `dropped_hits`: hits lost because the disk was gone for too long.
+    """
+
+    writable: bool
+    error: str | None
+    queued_hits: int
+    lag_seconds: float
+    dropped_hits: int

@@ -1,0 +1,331 @@
+"""How the ledger is written: its tables, and what each operation does to them inside one transaction.
+
+Rows, roll-ups and budget days change together or not at all:
+
+    entries       one row per attempt and per hit; `bound` is the reservation made, `reserved` what of it still counts
+    rollups       sums by (span, start): all time (0, 0), minutes (60, t), hours (3600, t)
+    usage_hours   sums by hour, task, client and model
+    budget_days   spent and reserved by UTC day and scope
+
+Everything is filed under the row's own timestamp, never under the time of settling, so windows, usage and export agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mtllm.domain.caller import Budget
+from mtllm.domain.errors import BudgetExceeded, LedgerUnavailable
+from mtllm.ledger.engine import Connection, Engine, Row
+from mtllm.ledger.records import OK, Attempt, BudgetState, Hit, Settlement, scopes_of
+
+MICROSECONDS = 1_000_000
+MINUTE = 60
+HOUR = 3600
+DAY = 86_400
+MINUTES_KEPT_SECONDS = 31 * DAY
+"""Minute sums serve windows of up to 30 days; older ones may go."""
+
+COUNTS = ("requests", "cached_requests", "input_tokens", "output_tokens", "cost", "saved", "unpriced_requests")
+Counts = tuple[int, int, int, int, int, int, int]
+
+_COUNT_COLUMNS = ", ".join(f"{name} BIGINT NOT NULL" for name in COUNTS)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE entries (
+            id {serial_key},
+            at BIGINT NOT NULL,
+            deadline BIGINT NOT NULL,
+            request_id TEXT NOT NULL,
+            attempt BIGINT NOT NULL,
+            task TEXT NOT NULL,
+            client TEXT NOT NULL,
+            key_name TEXT,
+            model TEXT NOT NULL,
+            status TEXT NOT NULL,
+            shared BIGINT NOT NULL DEFAULT 0,
+            input_tokens BIGINT NOT NULL DEFAULT 0,
+            cached_input_tokens BIGINT NOT NULL DEFAULT 0,
+            output_tokens BIGINT NOT NULL DEFAULT 0,
+            input_cost BIGINT NOT NULL DEFAULT 0,
+            output_cost BIGINT NOT NULL DEFAULT 0,
+            total_cost BIGINT NOT NULL DEFAULT 0,
+            saved BIGINT NOT NULL DEFAULT 0,
+            bound BIGINT NOT NULL DEFAULT 0,
+            reserved BIGINT NOT NULL DEFAULT 0,
+            estimated BIGINT NOT NULL DEFAULT 0,
+            unpriced BIGINT NOT NULL DEFAULT 0,
+            input_price BIGINT,
+            cached_input_price BIGINT,
+            output_price BIGINT
+        )""",
+        "CREATE INDEX entries_by_time ON entries (at, id)",
+        "CREATE INDEX entries_open ON entries (deadline) WHERE status = 'open'",
+        f"CREATE TABLE rollups (span BIGINT, start BIGINT, {_COUNT_COLUMNS}, PRIMARY KEY (span, start))",
+        f"""CREATE TABLE usage_hours (
+            start BIGINT, task TEXT, client TEXT, model TEXT, {_COUNT_COLUMNS},
+            PRIMARY KEY (start, task, client, model)
+        )""",
+        """CREATE TABLE budget_days (
+            day BIGINT, scope TEXT, spent BIGINT NOT NULL, reserved BIGINT NOT NULL, PRIMARY KEY (day, scope)
+        )""",
+    ),
+)
+"""The statements that lead from each version of the schema to the next; the first makes version 1 of nothing."""
+
+
+class LedgerTooNew(LedgerUnavailable):
+    """A newer version of this program has written the ledger; this one would get it wrong."""
+
+    def __init__(self, found: int, known: int) -> None:
+        super().__init__(
+            f"The ledger has schema version {found}, this program knows {known} at most: "
+            "run the version that wrote it, or point DATA_DIR or DATABASE_URL at another ledger.",
+            retry_after=60.0,
+        )
+
+
+def migrate(engine: Engine, connection: Connection, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None:
+    """Bring the schema to the version of `migrations`, whole or not at all. Raises LedgerTooNew if it is past it."""
+    connection.begin(schema=True)
+    try:
+        connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")
+        found = _version(connection, known=len(migrations))
+        for statement in (statement for migration in migrations[found:] for statement in migration):
+            connection.execute(statement.format(serial_key=engine.serial_key))
+        if found < len(migrations):
+            connection.execute("DELETE FROM schema_version")
+            connection.execute("INSERT INTO schema_version (version) VALUES (?)", (len(migrations),))
+        connection.commit()
+    except BaseException:
+        connection.rollback()
+        raise
+
+
+def _version(connection: Connection, *, known: int) -> int:
+    [(found,)] = connection.execute("SELECT COALESCE(MAX(version), 0) FROM schema_version")
+    if found > known:
+        raise LedgerTooNew(found, known)
+    return int(found)
+
+
+def micros(timestamp: float) -> int:
+    """Epoch seconds as the integer microseconds that are stored."""
+    return round(timestamp * MICROSECONDS)
+
+
+def day_of(at: int) -> int:
+    """The UTC day, counted from the epoch, of `at` in microseconds."""
+    return at // (DAY * MICROSECONDS)
+
+
+def _upsert(table: str, keys: Sequence[str], sums: Sequence[str]) -> str:
+    columns = ", ".join((*keys, *sums))
+    places = ", ".join("?" * (len(keys) + len(sums)))
+    added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in sums)
+    return f"INSERT INTO {table} ({columns}) VALUES ({places}) ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {added}"  # noqa: S608 - names of ours
+
+
+_INSERT_OPEN = """
+    INSERT INTO entries (at, deadline, request_id, attempt, task, client, key_name, model, status, bound, reserved)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'open', ?, ?) RETURNING id"""
+_SETTLE = """
+    UPDATE entries SET status = ?, model = ?, input_tokens = ?, cached_input_tokens = ?, output_tokens = ?,
+        input_cost = ?, output_cost = ?, total_cost = ?, estimated = ?, unpriced = ?,
+        input_price = ?, cached_input_price = ?, output_price = ?, reserved = bound * ?
+    WHERE id = ? AND status IN ('open', 'unsettled') RETURNING at, task, client, key_name, bound, reserved"""
+_HIT = "(?, 0, ?, 0, ?, ?, ?, ?, 'hit', ?, ?, ?, ?)"
+_INSERT_HIT = f"""
+    INSERT INTO entries (at, deadline, request_id, attempt, task, client, key_name, model, status, shared,
+        input_tokens, output_tokens, saved)
+    VALUES {_HIT}"""  # noqa: S608 - places only
+HITS_A_STATEMENT = 50
+_INSERT_HITS = _INSERT_HIT + f", {_HIT}" * (HITS_A_STATEMENT - 1)
+_MARK_UNSETTLED = "UPDATE entries SET status = 'unsettled' WHERE status = 'open' AND deadline < ? RETURNING id"
+_PRUNE = """
+    DELETE FROM entries WHERE id IN
+        (SELECT id FROM entries WHERE at < ? AND status <> 'open' ORDER BY at, id LIMIT ?) RETURNING id"""
+_PRUNE_MINUTES = f"DELETE FROM rollups WHERE span = {MINUTE} AND start < ?"  # noqa: S608 - a constant
+_ADD_ROLLUP = _upsert("rollups", ("span", "start"), COUNTS)
+_ADD_USAGE_HOUR = _upsert("usage_hours", ("start", "task", "client", "model"), COUNTS)
+_ADD_BUDGET_DAY = _upsert("budget_days", ("day", "scope"), ("spent", "reserved"))
+_LOCK_BUDGET_DAY = f"{_ADD_BUDGET_DAY} RETURNING spent, reserved"
+
+
+_Place = tuple[int, str, str, str]
+"""Where counts are filed: minute (its start in epoch seconds), task, client, model."""
+
+
+class LedgerTransaction:
+    """One transaction's view of the ledger. Sums are gathered in memory and written once, by `finish`.
+
+    An operation that raises one of our own errors (BudgetExceeded) has written nothing; the others may go on.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._counts: dict[_Place, Counts] = {}
+        self._budgets: dict[tuple[int, str], BudgetState] = {}
+        self._budget_changes: dict[tuple[int, str], BudgetState] = {}
+        self._settled: list[tuple[Settlement, Sequence[Row]]] = []
+
+    def open(self, attempt: Attempt, budgets: tuple[Budget, ...]) -> Callable[[], int]:
+        """Insert the row of `attempt` with its reservation; its id, known after the commit. Raises BudgetExceeded."""
+        at = micros(attempt.timestamp)
+        for budget in budgets:
+            self._check(budget, at, attempt.reserved)
+        rows = self._connection.execute(
+            _INSERT_OPEN,
+            (
+                at,
+                micros(attempt.deadline),
+                attempt.request_id,
+                attempt.number,
+                attempt.task,
+                attempt.client,
+                attempt.key,
+                attempt.model,
+                attempt.reserved,
+                attempt.reserved,
+            ),
+        )
+        self._spend(at, attempt.key, 0, attempt.reserved)
+        return lambda: int(rows[0][0])
+
+    def settle(self, row_id: int, end: Settlement) -> None:
+        """Write how the attempt ended, unless that is written already."""
+        rows = self._connection.execute(
+            _SETTLE,
+            (
+                end.status,
+                end.model,
+                end.input_tokens,
+                end.cached_input_tokens,
+                end.output_tokens,
+                end.input_cost,
+                end.output_cost,
+                end.total_cost,
+                int(end.estimated),
+                int(end.unpriced),
+                end.input_price,
+                end.cached_input_price,
+                end.output_price,
+                int(end.keep_reservation),
+                row_id,
+            ),
+        )
+        self._settled.append((end, rows))
+
+    def add_hits(self, hits: Sequence[Hit]) -> None:
+        """Insert the rows of `hits`. Statements of many rows, since each one lets go of the interpreter's lock."""
+        rows = [
+            (
+                round(at * MICROSECONDS),
+                request_id,
+                task,
+                client,
+                key,
+                model,
+                int(shared),
+                input_tokens,
+                output_tokens,
+                saved,
+            )
+            for request_id, at, task, client, model, input_tokens, output_tokens, saved, shared, key in hits
+        ]
+        whole = len(rows) - len(rows) % HITS_A_STATEMENT
+        for start in range(0, whole, HITS_A_STATEMENT):
+            chunk = rows[start : start + HITS_A_STATEMENT]
+            self._connection.execute(_INSERT_HITS, [value for row in chunk for value in row])
+        if rows[whole:]:
+            self._connection.executemany(_INSERT_HIT, rows[whole:])
+        savings: dict[_Place, list[int]] = {}
+        for at, _request, task, client, _key, model, _shared, _input, _output, saved in rows:
+            savings.setdefault((_minute_of(at), task, client, model), []).append(saved)
+        for place, amounts in savings.items():
+            self._count(place, (len(amounts), len(amounts), 0, 0, 0, sum(amounts), 0))
+
+    def mark_unsettled(self, now: float) -> int:
+        """Mark the rows still open after their deadline; how many. Their bounds stay reserved."""
+        return len(self._connection.execute(_MARK_UNSETTLED, (micros(now),)))
+
+    def prune(self, before: float, batch: int) -> int:
+        """Remove up to `batch` rows older than `before`; how many. Open ones stay, and so do all sums needed."""
+        return len(self._connection.execute(_PRUNE, (micros(before), batch)))
+
+    def prune_minutes(self, before: float) -> None:
+        """Remove the minute sums older than `before`."""
+        self._connection.execute(_PRUNE_MINUTES, (int(before),))
+
+    def touch(self) -> None:
+        """Write something that changes nothing, to learn whether writing works."""
+        self._connection.executemany(_ADD_ROLLUP, [(0, 0, *_NOTHING)])
+
+    def finish(self) -> None:
+        """Write the sums. In a fixed order, so that two processes never wait for each other's rows crosswise."""
+        self._count_settled()
+        rollups: dict[tuple[int, int], Counts] = {}
+        hours: dict[_Place, Counts] = {}
+        for (minute, task, client, model), counts in self._counts.items():
+            hour = minute - minute % HOUR
+            for start in ((0, 0), (MINUTE, minute), (HOUR, hour)):
+                rollups[start] = _plus(rollups.get(start, _NOTHING), counts)
+            place = (hour, task, client, model)
+            hours[place] = _plus(hours.get(place, _NOTHING), counts)
+        write = self._connection.executemany
+        if self._budget_changes:
+            write(_ADD_BUDGET_DAY, sorted((*key, *change) for key, change in self._budget_changes.items()))
+        if hours:
+            write(_ADD_USAGE_HOUR, sorted((*key, *counts) for key, counts in hours.items()))
+            write(_ADD_ROLLUP, sorted((*key, *counts) for key, counts in rollups.items()))
+
+    def _check(self, budget: Budget, at: int, amount: int) -> None:
+        """Raises BudgetExceeded if `amount` does not fit; the day's row stays locked until the commit."""
+        self._count_settled()
+        key = (day_of(at), budget.scope)
+        if key not in self._budgets:
+            [row] = self._connection.execute(_LOCK_BUDGET_DAY, (*key, 0, 0))
+            self._budgets[key] = BudgetState(*row)
+        spent, reserved = _both(self._budgets[key], self._budget_changes.get(key, _UNCHANGED))
+        if spent + reserved + amount > budget.limit:
+            raise BudgetExceeded(retry_after=DAY - at % (DAY * MICROSECONDS) / MICROSECONDS)
+
+    def _count_settled(self) -> None:
+        """Count what was settled so far: which rows those were is known only when they have come."""
+        settled, self._settled = self._settled, []
+        for end, rows in settled:
+            paid = (end.input_tokens, end.output_tokens, end.total_cost)
+            counts = (int(end.status == OK), 0, *paid, 0, int(end.unpriced))
+            for at, task, client, key, bound, reserved in rows:
+                self._spend(at, key, end.total_cost, reserved - bound)
+                self._count((_minute_of(at), task, client, end.model), counts)
+
+    def _spend(self, at: int, key: str | None, spent: int, reserved: int) -> None:
+        for scope in scopes_of(key):
+            day = (day_of(at), scope)
+            change = self._budget_changes.get(day, _UNCHANGED)
+            self._budget_changes[day] = _both(change, BudgetState(spent, reserved))
+
+    def _count(self, place: _Place, counts: Counts) -> None:
+        if any(counts):
+            known = self._counts.get(place)
+            self._counts[place] = counts if known is None else _plus(known, counts)
+
+
+_NOTHING: Counts = (0, 0, 0, 0, 0, 0, 0)
+_UNCHANGED = BudgetState(0, 0)
+
+
+def _minute_of(at: int) -> int:
+    return at // (MINUTE * MICROSECONDS) * MINUTE
+
+
+def _plus(one: Counts, other: Counts) -> Counts:
+    a, b, c, d, e, f, g = one
+    h, i, j, k, l, m, n = other  # noqa: E741 - as many letters as counts
+    return (a + h, b + i, c + j, d + k, e + l, f + m, g + n)
+
+
+def _both(one: BudgetState, other: BudgetState) -> BudgetState:
+    return BudgetState(one.spent + other.spent, one.reserved + other.reserved)

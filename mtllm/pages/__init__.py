@@ -1,0 +1,1 @@
+"""Pages for people: dashboard, Swagger, and the OpenAPI document."""

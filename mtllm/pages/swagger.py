@@ -1,0 +1,95 @@
+"""The OpenAPI document, and Swagger UI at /swagger/.
+
+The UI is the files of an installed package and a page of ours; nothing is asked of other servers.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+from flask import Flask, Response, send_from_directory
+
+from mtllm.wiring import Service
+
+DOCUMENT_PATH = "/api/v1/openapi.json"
+PREFIX = "/swagger"
+PACKAGE = "flask_swagger_ui"
+"""Only its copy of Swagger UI is used: the page of its blueprint needs inline scripts, which the policy forbids."""
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+"""Swagger UI sets style attributes and draws its icons from data: URLs; everything else comes from this server."""
+
+OPTIONS = {
+    "url": DOCUMENT_PATH,
+    "dom_id": "#swagger-ui",
+    "deepLinking": True,
+    "displayRequestDuration": True,
+    "tryItOutEnabled": True,
+    "validatorUrl": None,
+    "persistAuthorization": False,
+}
+"""`validatorUrl` null: no badge from elsewhere. A key lasts as long as the page."""
+
+PAGE = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Multi-Task LLM API</title>
+<link rel="icon" type="image/png" sizes="32x32" href="{PREFIX}/favicon-32x32.png">
+<link rel="stylesheet" href="{PREFIX}/index.css">
+<link rel="stylesheet" href="{PREFIX}/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"><noscript>This page needs JavaScript; the document itself is at {DOCUMENT_PATH}.</noscript></div>
+<script src="{PREFIX}/swagger-ui-bundle.js"></script>
+<script src="{PREFIX}/start.js"></script>
+</body>
+</html>
+"""
+
+START = f"window.ui = SwaggerUIBundle({json.dumps(OPTIONS)});\n"
+
+
+def register(app: Flask, service: Service) -> None:
+    """Add the document, the page and its files to `app`. The document is made at the first request for it."""
+    folder = _packaged_files()
+
+    @lru_cache(maxsize=1)
+    def document() -> bytes:
+        from mtllm.pages import openapi  # a sixth of the time to start, for what few processes are ever asked
+
+        made = openapi.document(service.settings, open_to_all=service.keys.open)
+        return json.dumps(made, ensure_ascii=False).encode()
+
+    def page() -> Response:
+        return _guarded(Response(PAGE, mimetype="text/html"))
+
+    def start() -> Response:
+        return _guarded(Response(START, mimetype="text/javascript"))
+
+    def file(name: str) -> Response:
+        response = send_from_directory(folder, name)
+        del response.headers["Cache-Control"]  # the edge adds its own
+        return _guarded(response)
+
+    app.add_url_rule(DOCUMENT_PATH, "openapi", lambda: Response(document(), mimetype="application/json"))
+    app.add_url_rule(f"{PREFIX}/", "swagger", page)
+    app.add_url_rule(f"{PREFIX}/start.js", "swagger_start", start)
+    app.add_url_rule(f"{PREFIX}/<path:name>", "swagger_file", file)
+
+
+def _packaged_files() -> Path:
+    return Path(str(files(PACKAGE) / "dist"))
+
+
+def _guarded(response: Response) -> Response:
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response

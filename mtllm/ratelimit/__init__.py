@@ -1,0 +1,1 @@
+"""Limits, sliding windows, and the clients that they hold."""

@@ -1,0 +1,61 @@
+"""Admission: how many requests may wait for Gemini at once. Past that, load is shed at once instead of queued.
+
+A server thread that waits for Gemini serves nobody else. The places are fewer than the threads, so that one is always
+left for stored answers, health and statistics, however slow Gemini is.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from mtllm.domain.errors import Overloaded
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionState:
+    """Places in use, places there are, and since the start: requests shed, and calls abandoned.
+
+    A call is abandoned at its deadline, or when the client of its stream has left, while Gemini is still at it.
+    """
+
+    in_use: int
+    places: int
+    shed: int
+    abandoned: int = 0
+
+
+class Admission:
+    """Counts the places for requests that wait for Gemini: those that lead a call and those that follow one."""
+
+    def __init__(self, places: int) -> None:
+        if places < 1:
+            raise ValueError("there must be at least one place")
+        self._places = places
+        self._in_use = 0
+        self._shed = 0
+        self._abandoned = 0
+        self._lock = threading.Lock()
+
+    def enter(self) -> None:
+        """Take a place; raises Overloaded when none is free."""
+        with self._lock:
+            if self._in_use >= self._places:
+                self._shed += 1
+                raise Overloaded()
+            self._in_use += 1
+
+    def leave(self) -> None:
+        """Give the place back."""
+        with self._lock:
+            self._in_use -= 1
+
+    def count_abandoned(self) -> None:
+        """The call that has one of the places is given up; the place stays taken until the call has ended."""
+        with self._lock:
+            self._abandoned += 1
+
+    def state(self) -> AdmissionState:
+        """What holds now."""
+        with self._lock:
+            return AdmissionState(self._in_use, self._places, self._shed, self._abandoned)

@@ -1,0 +1,108 @@
+"""A circuit breaker: while Gemini is down, callers are told so at once instead of after a wait.
+
+closed     calls pass; `threshold` failures in a row open it
+open       calls are refused for `cool_down` seconds
+half-open  one call passes as a probe, the others are still refused; its success closes, its failure opens again
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from mtllm.domain.errors import UpstreamFailure, UpstreamUnavailable
+
+State = Literal["closed", "open", "half-open"]
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerSnapshot:
+    """How the breaker stands, for readiness and stats."""
+
+    state: State
+    consecutive_failures: int
+    retry_in: float
+    """Seconds until the next call is admitted; 0 when one would be now."""
+    times_opened: int
+    """Since the process started."""
+
+
+class CircuitBreaker:
+    """One for all calls to Gemini. `admit()` before a request, then `succeeded()` or `failed(error)` after it.
+
+    A request is counted once, whatever its retries. A probe that never reports back is given up after another
+    `cool_down` seconds, so that it cannot keep the breaker open. Thread-safe; times are monotonic seconds.
+    """
+
+    def __init__(
+        self, *, threshold: int = 5, cool_down: float = 10.0, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._threshold = threshold
+        self._cool_down = cool_down
+        self._monotonic = monotonic
+        self._failures = 0
+        self._times_opened = 0
+        self._refuses_until: float | None = None
+        self._probing = False
+        self._lock = threading.Lock()
+
+    def admit(self) -> None:
+        """Let one request pass, or raise UpstreamUnavailable with the seconds until the next one would."""
+        with self._lock:
+            if self._refuses_until is None:
+                return
+            now = self._monotonic()
+            if now < self._refuses_until:
+                raise UpstreamUnavailable(retry_after=self._refuses_until - now)
+            self._probing = True
+            self._refuses_until = now + self._cool_down
+
+    def succeeded(self) -> None:
+        """Gemini answered an admitted request, be it with a refusal."""
+        with self._lock:
+            self._failures = 0
+            self._refuses_until = None
+            self._probing = False
+
+    def withdrawn(self) -> None:
+        """An admitted request ended without asking Gemini: if it was the probe, the next one is."""
+        with self._lock:
+            if self._probing:
+                self._probing = False
+                self._refuses_until = self._monotonic()
+
+    def failed(self, error: UpstreamFailure) -> None:
+        """An admitted request failed. A failure that is not Gemini's (`breaks` is false) shows that Gemini answers."""
+        if not error.breaks:
+            self.succeeded()
+            return
+        with self._lock:
+            self._failures += 1
+            if self._opens():
+                self._times_opened += self._refuses_until is None
+                self._refuses_until = self._monotonic() + self._cool_down
+                self._probing = False
+
+    def _opens(self) -> bool:
+        """Requests admitted before it opened may fail later; they do not prolong what callers were told to wait."""
+        return self._probing or (self._refuses_until is None and self._failures >= self._threshold)
+
+    @property
+    def state(self) -> State:
+        """Where the breaker stands now."""
+        return self.snapshot().state
+
+    def snapshot(self) -> BreakerSnapshot:
+        """State and figures of one moment."""
+        with self._lock:
+            until = self._refuses_until
+            wait = 0.0 if until is None else max(0.0, until - self._monotonic())
+            return BreakerSnapshot(self._state(wait), self._failures, wait, self._times_opened)
+
+    def _state(self, wait: float) -> State:
+        if self._refuses_until is None:
+            return "closed"
+        return "half-open" if self._probing or not wait else "open"

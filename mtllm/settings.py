@@ -1,0 +1,310 @@
+"""Settings: one frozen object, read from the environment over `.env`, validated once, all problems told at once.
+
+The name of a setting is its field's name in capitals. `.env.example` and the README's table list the same names with
+the same defaults; a test holds the three together.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from dotenv import dotenv_values
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from mtllm.domain.limits import Limit, parse_limits
+
+PROJECT = Path(__file__).resolve().parent.parent
+MIB = 1024 * 1024
+DEFAULT_RATE_LIMITS = "60/minute;1000/hour"
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+OFFLINE_LEDGER = "offline.sqlite3"
+_OFFLINE_KEY = "none-is-needed-offline"  # masked in logs like any key, so it must be nothing that one would write
+_EMPTY_HAS_A_MEANING = frozenset({"rate_limits", "cors_origins"})
+
+
+class SettingsError(Exception):
+    """The settings cannot be used. The text lists every problem, one a line, by the setting's name, without values."""
+
+
+def _listed(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _limits(value: object) -> object:
+    return parse_limits(value) if isinstance(value, str) else value
+
+
+def _named_secrets(value: object) -> object:
+    """`name:secret,name:secret` as pairs; a secret may hold colons, a name may not."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.strip().partition(":") for part in value.split(",") if part.strip()]
+    if any(not _NAME.fullmatch(name) or not secret for name, _, secret in pairs):
+        raise ValueError("must be name:secret pairs separated by commas; a name has letters, digits, '.', '_' and '-'")
+    return tuple((name, secret) for name, _, secret in pairs)
+
+
+def _distinct_keys(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    if len({name for name, _ in pairs}) < len(pairs) or len({secret for _, secret in pairs}) < len(pairs):
+        raise ValueError("must not repeat a name or a secret")
+    if "admin" in dict(pairs):
+        raise ValueError("must not name a key 'admin': that is the name of ADMIN_API_KEY")
+    return pairs
+
+
+def _in_project(value: object) -> object:
+    return PROJECT / str(value) if value else value
+
+
+def _existing(path: Path) -> Path:
+    try:
+        found = path.is_file()
+    except OSError:  # a name that no file can have
+        found = False
+    if not found:
+        raise ValueError("there is no such file")
+    return path
+
+
+def _header_safe(secret: str) -> str:
+    if not secret.isascii() or not secret.isprintable() or " " in secret:
+        raise ValueError("must be printable ASCII without blanks (is a stray character in it?)")
+    return secret
+
+
+def _http_url(url: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#]+", url.rstrip("/")):
+        raise ValueError("must be http:// or https:// with a host, an optional port and no path")
+    return url.rstrip("/")
+
+
+def _database_url(url: str) -> str:
+    if not re.match(r"(postgresql|postgres)://.|sqlite:///.", url):
+        raise ValueError("must begin with postgresql:// or sqlite:///")
+    return url
+
+
+def _redis_url(url: str) -> str:
+    if not re.match(r"rediss?://.|unix://.", url):
+        raise ValueError("must begin with redis://, rediss:// or unix://")
+    return url
+
+
+ProjectPath = Annotated[Path, BeforeValidator(_in_project)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Secret = Annotated[str, AfterValidator(_header_safe)]
+Count = Annotated[int, Field(ge=1)]
+Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=9, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    """Everything the service can be told. Sizes are bytes, times are seconds, prices are dollars per million tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", validate_default=True, hide_input_in_errors=True)
+
+    # Gemini
+    google_api_key: Secret | None = Field(
+        None, repr=False, description="Key of the Gemini API; without it and without --offline, tasks answer 503"
+    )
+    gemini_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,100}$")] = Field(
+        "gemini-2.5-flash-lite", description="Model that answers"
+    )
+    gemini_api_endpoint: Annotated[str, AfterValidator(_http_url)] | None = Field(
+        None, description="Another host that speaks Gemini's protocol; empty = Google's"
+    )
+    gemini_timeout_seconds: Seconds = Field(
+        30, description="Deadline of a whole request with retries; for streams of the first byte and each gap (s)"
+    )
+    gemini_max_attempts: Annotated[int, Field(ge=1, le=10)] = Field(
+        4, description="Calls to Gemini that one request may make"
+    )
+    gemini_max_concurrency: Count | None = Field(
+        None, description="Calls to Gemini in flight; empty = threads - 1, at least 1"
+    )
+    stream_max_seconds: Seconds = Field(300, description="Longest life of a stream (s)")
+    drain_seconds: Seconds = Field(30, description="Longest wait for requests in flight after SIGTERM (s)")
+    # Prices
+    input_price_per_million: Rate | None = Field(
+        None, description="Overrides the price table, with OUTPUT_PRICE_PER_MILLION ($ per million tokens)"
+    )
+    output_price_per_million: Rate | None = Field(
+        None, description="Overrides the price table, with INPUT_PRICE_PER_MILLION ($ per million tokens)"
+    )
+    prices_file: Annotated[ProjectPath, AfterValidator(_existing)] = Field(
+        Path("prices.toml"), description="Dated price table"
+    )
+    # Server of `python app.py`
+    host: str = Field("127.0.0.1", min_length=1, description="Address that python app.py listens on")
+    port: Annotated[int, Field(ge=0, le=65_535)] = Field(
+        5000, description="Port that python app.py listens on; 0 = a free one"
+    )
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(32, description="Threads of python app.py")
+    # Response cache
+    response_cache_size: Count = Field(500, description="Answers kept")
+    response_cache_ttl_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        1800, description="Life of a kept answer; 0 = keep none (s)"
+    )
+    response_cache_max_bytes: Count = Field(64 * MIB, description="Memory for kept answers (bytes)")
+    response_cache_stale_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0, description="How long an expired answer may still serve while Gemini fails (s)"
+    )
+    cache_scope: Literal["shared", "key"] = Field(
+        "shared", description="shared = one cache for all; key = one for each API key"
+    )
+    # Rate limits and client identity
+    rate_limits: Annotated[tuple[Limit, ...], BeforeValidator(_limits)] = Field(
+        parse_limits(DEFAULT_RATE_LIMITS), description="N/[K ]unit, several with ';'; empty = none"
+    )
+    rate_limit_cache_size: Count = Field(10_000, description="Clients whose windows are remembered")
+    trusted_proxies: Annotated[int, Field(ge=0, le=16)] = Field(
+        0, description="Proxies of one's own in front; X-Forwarded-For is believed for so many hops"
+    )
+    # CORS
+    cors_origins: Names = Field(("*",), description="Origins of browser pages that may call, comma-separated; * = any")
+    cors_methods: Names = Field(("GET", "POST", "DELETE", "OPTIONS"), description="Methods such pages may use")
+    cors_headers: Names = Field(
+        ("Content-Type", "Authorization", "X-API-Key", "X-Request-ID", "Cache-Control", "traceparent"),
+        description="Request headers such pages may send",
+    )
+    # Access and budgets
+    api_keys: Annotated[
+        tuple[tuple[str, Secret], ...], BeforeValidator(_named_secrets), AfterValidator(_distinct_keys)
+    ] = Field(
+        (), repr=False, description="name:secret pairs, comma-separated; empty and no API_KEYS_FILE = open to all"
+    )
+    api_keys_file: ProjectPath | None = Field(
+        None, description="TOML file of keys with limits and budgets, reread when it changes"
+    )
+    admin_api_key: Secret | None = Field(
+        None, repr=False, description="Key for export, cache deletion and figures by client"
+    )
+    daily_budget_usd: Dollars | None = Field(
+        None, description="Most that all requests of a UTC day may cost ($); empty = no budget"
+    )
+    # Request limits and security
+    max_request_bytes: Count = Field(MIB, description="Longest request body (bytes)")
+    max_prompt_chars: Count = Field(100_000, description="Longest prompt or text (characters)")
+    security_mode: Literal["log", "block"] = Field(
+        "log", description="block = refuse hostile paths and queries with 403; never prompts"
+    )
+    # Logs
+    log_dir: ProjectPath = Field(Path("logs"), description="Folder of the five log files")
+    log_max_bytes: Annotated[int, Field(ge=4096)] = Field(
+        10 * MIB, description="Size at which a log file rotates (bytes)"
+    )
+    log_backup_count: Annotated[int, Field(ge=0, le=1000)] = Field(5, description="Rotated files kept of each log")
+    log_retention_days: Annotated[float, Field(gt=0, le=36_500)] = Field(
+        90, description="Age at which rotated files are deleted (days)"
+    )
+    log_prompts: Literal["off", "preview", "full"] = Field("off", description="off = length and keyed hash only")
+    slow_request_seconds: Annotated[float, Field(ge=0)] = Field(
+        5, description="A request that takes so long is flagged slow (s)"
+    )
+    # State on disk and elsewhere
+    cache_dir: ProjectPath = Field(Path("cache"), description="Folder of the kept answers; may be deleted at any time")
+    data_dir: ProjectPath = Field(Path("data"), description="Folder of the ledger")
+    database_url: Annotated[str, AfterValidator(_database_url)] | None = Field(
+        None, repr=False, description="postgresql://... for a ledger shared by machines; empty = SQLite in DATA_DIR"
+    )
+    ledger_sync: Literal["full", "normal"] = Field(
+        "full", description="full = settled rows survive a power cut; normal = only a killed process"
+    )
+    usage_retention_days: Annotated[float, Field(gt=0, le=36_500)] = Field(
+        400, description="Age at which ledger rows are pruned (days)"
+    )
+    redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
+        None, repr=False, description="redis://... to share cache and limits between processes; empty = each its own"
+    )
+
+    def offline(self, endpoint: str) -> Settings:
+        """These settings against a local emulator at `endpoint`: a dummy key, a model that says so, its own ledger."""
+        database = f"sqlite:///{self.data_dir / OFFLINE_LEDGER}"
+        return self.model_copy(
+            update={
+                "google_api_key": _OFFLINE_KEY,
+                "gemini_model": f"offline-{self.gemini_model.rpartition('/')[2]}",
+                "gemini_api_endpoint": endpoint,
+                "database_url": database,
+            }
+        )
+
+    @property
+    def is_offline(self) -> bool:
+        """Answers are canned."""
+        return self.gemini_model.startswith("offline-")
+
+    @property
+    def ledger_location(self) -> str:
+        """Where the ledger is: a postgresql:// URL or the path of the SQLite file."""
+        if self.database_url is None:
+            return str(self.data_dir / "ledger.sqlite3")
+        if self.database_url.startswith("sqlite:///"):
+            return str(PROJECT / self.database_url.removeprefix("sqlite:///"))
+        return self.database_url
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Every secret value, for masking."""
+        single = (self.google_api_key, self.admin_api_key, self.database_url, self.redis_url)
+        return tuple(filter(None, single)) + tuple(secret for _, secret in self.api_keys)
+
+
+def default_text(field: str) -> str:
+    """The default of a setting as one would write it in `.env`."""
+    default: object = Settings.model_fields[field].default
+    if default is None:
+        return ""
+    if field == "rate_limits":
+        return DEFAULT_RATE_LIMITS
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def load_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | None = PROJECT / ".env") -> Settings:
+    """The settings of `environ` (default: the process's) over `env_file` (default: the project's `.env`, if it exists).
+
+    Raises SettingsError with every problem in one text.
+    """
+    from_file = dotenv_values(env_file, interpolate=False) if env_file and env_file.is_file() else {}
+    given = dict(_given({**from_file, **(os.environ if environ is None else environ)}))
+    problems = [*_half_a_price(given), *_admin_key_given_away(given)]
+    try:
+        settings = Settings.model_validate(given)
+    except ValidationError as error:
+        problems += map(_problem, error.errors(include_url=False, include_context=False, include_input=False))
+    if problems:
+        raise SettingsError("\n  ".join(("The settings cannot be used:", *dict.fromkeys(problems))))
+    return settings
+
+
+def _half_a_price(given: Mapping[str, str]) -> Iterator[str]:
+    if ("input_price_per_million" in given) != ("output_price_per_million" in given):
+        yield "INPUT_PRICE_PER_MILLION, OUTPUT_PRICE_PER_MILLION: must both be set, or neither"
+
+
+def _admin_key_given_away(given: Mapping[str, str]) -> Iterator[str]:
+    admin_key = given.get("admin_api_key")
+    secrets = [part.partition(":")[2].strip() for part in given.get("api_keys", "").split(",")]
+    if admin_key and admin_key in secrets:
+        yield "ADMIN_API_KEY, API_KEYS: must not hold the same secret"
+
+
+def _given(texts: Mapping[str, str | None]) -> list[tuple[str, str]]:
+    named = ((field, (texts.get(field.upper()) or "").strip()) for field in Settings.model_fields)
+    return [
+        (field, text)
+        for field, text in named
+        if text or (field in _EMPTY_HAS_A_MEANING and texts.get(field.upper()) is not None)
+    ]
+
+
+def _problem(problem: Any) -> str:
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    name = str(problem["loc"][0]).upper() + ": " if problem["loc"] else ""
+    return f"{name}{message}"

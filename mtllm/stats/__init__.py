@@ -1,0 +1,1 @@
+"""What a person or Prometheus is shown of the running service."""

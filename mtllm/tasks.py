@@ -1,0 +1,299 @@
+"""The tasks of this API as data: where each is reached, what it takes, what the model is told, how its answer is read.
+
+A task is one entry in `TASKS` and one request model; everything else (routes, cache, money, headers, OpenAPI) follows
+from the entry.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from mtllm.domain.completion import Answer, FinishReason, Instruction
+from mtllm.domain.errors import (
+    MAX_FIELD_NAME_CHARS,
+    MAX_REPORTED_FIELDS,
+    ApiError,
+    FieldError,
+    InvalidJson,
+    InvalidRequest,
+    UpstreamInvalidAnswer,
+)
+from mtllm.domain.money import TokenUsage
+
+MAX_CATEGORIES = 100
+MAX_CATEGORY_CHARS = 200
+MAX_OUTPUT_TOKENS = 8192
+CLASSIFY_OUTPUT_TOKENS = 1024  # a label is short, but a thinking model pays its thoughts from the same limit
+
+
+def _no_nul(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("must not contain NUL characters")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if text.isspace():
+        raise ValueError("must contain more than white space")
+    return _no_nul(text)
+
+
+def _distinct(labels: list[str]) -> list[str]:
+    if len(set(labels)) != len(labels):
+        raise ValueError("must be distinct")
+    return labels
+
+
+Words = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CATEGORY_CHARS), AfterValidator(_not_blank)]
+
+
+class TaskRequest(BaseModel):
+    """What every request model shares: JSON types as they are (no coercion), unknown fields refused."""
+
+    # Only names are worth pydantic's string cache, which would otherwise hold on to the last 16,384 short prompts.
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, cache_strings="keys")
+
+
+class GenerateTextRequest(TaskRequest):
+    """Body of POST /api/v1/generate/text."""
+
+    prompt: Words = Field(
+        description="Goes to the model unchanged.", examples=["Explain HTTP caching in two sentences."]
+    )
+    temperature: float = Field(0.7, ge=0, le=2, allow_inf_nan=False, description="0 is the most repeatable.")
+    max_output_tokens: int = Field(2048, ge=1, le=MAX_OUTPUT_TOKENS, description="Thinking counts towards it.")
+    stream: bool = Field(False, description="Answer as server-sent events.")
+
+
+class GenerateCodeRequest(GenerateTextRequest):
+    """Body of POST /api/v1/generate/code."""
+
+    prompt: Words = Field(description="What the code shall do.", examples=["A function that reverses a string."])
+    temperature: float = Field(0.2, ge=0, le=2, allow_inf_nan=False, description="0 is the most repeatable.")
+    language: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9+#._ -]{1,40}$",
+        description="The programming language of the answer; left out, the model chooses.",
+        examples=["python"],
+    )
+
+
+class ClassifyTextRequest(TaskRequest):
+    """Body of POST /api/v1/classify/text."""
+
+    text: Words = Field(description="What is to be classified.", examples=["I love this product!"])
+    categories: Annotated[list[Label], Field(min_length=2, max_length=MAX_CATEGORIES), AfterValidator(_distinct)] = (
+        Field(description="The labels to choose from, exactly distinct.", examples=[["positive", "negative"]])
+    )
+
+
+def _text_instruction(request: Any) -> Instruction:
+    return Instruction(request.prompt, request.temperature, request.max_output_tokens)
+
+
+def _code_instruction(request: Any) -> Instruction:
+    language = f" in {request.language}" if request.language else ""
+    system = f"You write code{language}. Answer with the code only, in one fenced block, without explanations."
+    return Instruction(request.prompt, request.temperature, request.max_output_tokens, system=system)
+
+
+def _classify_instruction(request: Any) -> Instruction:
+    labels = tuple(request.categories)
+    system = (
+        "Classify the text of the user into exactly one of these categories and answer with that category alone. "
+        f"The categories, as a JSON list: {json.dumps(labels, ensure_ascii=False)}"
+    )
+    return Instruction(request.text, 0.0, CLASSIFY_OUTPUT_TOKENS, system=system, labels=labels)
+
+
+def _as_is(_instruction: Instruction, answer: Answer) -> str:
+    return answer.text
+
+
+_FENCE = re.compile(r"\A\s*(?P<ticks>`{3,})[^\n`]*\n")
+
+
+def unfenced(text: str, *, truncated: bool = False) -> str:
+    """The code inside one fenced block that wraps all of `text`; anything else comes back as it is.
+
+    With `truncated`, a block whose closing fence was cut off counts as wrapping too.
+    """
+    opening = _FENCE.match(text)
+    if opening is None:
+        return text
+    ticks, body = opening["ticks"], text[opening.end() :]
+    lines = body.rstrip().split("\n")
+    fences = [number for number, line in enumerate(lines) if line.strip().startswith(ticks)]
+    if fences == [len(lines) - 1] and lines[-1].strip() == ticks:
+        return "\n".join(lines[:-1])
+    return body if truncated and not fences else text
+
+
+def _code_only(_instruction: Instruction, answer: Answer) -> str:
+    return unfenced(answer.text, truncated=answer.finish_reason is FinishReason.MAX_TOKENS)
+
+
+def _one_of_the_labels(instruction: Instruction, answer: Answer) -> str:
+    if answer.text in instruction.labels:
+        return answer.text
+    by_stripped = {label.strip(): label for label in instruction.labels}
+    label = by_stripped.get(answer.text.strip())
+    if label is None or len(by_stripped) != len(instruction.labels):
+        raise UpstreamInvalidAnswer("Gemini's answer was not one of the categories.")
+    return label
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One kind of work: what the edge, the flow and the documentation need to know of it."""
+
+    name: str
+    """Short and stable: the task's name in the ledger, the logs, the metrics and the cache key."""
+    path: str
+    summary: str
+    request_model: type[TaskRequest]
+    answer_field: str
+    """The key of the answer in the response body."""
+    instruct: Callable[[Any], Instruction]
+    read: Callable[[Instruction, Answer], str]
+    """The answer as the caller gets it; raises UpstreamInvalidAnswer for one that must not be passed on."""
+    template_version: int = 1
+    """Part of the cache key: raise it when `instruct` changes what the model is told."""
+    repairs: int = 0
+    """How often an invalid answer is asked for again."""
+
+    @property
+    def streams(self) -> bool:
+        """Can the answer be sent as a stream of deltas."""
+        return "stream" in self.request_model.model_fields
+
+
+TASKS: tuple[Task, ...] = (
+    Task(
+        name="text",
+        path="/api/v1/generate/text",
+        summary="Generate text from a prompt",
+        request_model=GenerateTextRequest,
+        answer_field="generated_text",
+        instruct=_text_instruction,
+        read=_as_is,
+    ),
+    Task(
+        name="code",
+        path="/api/v1/generate/code",
+        summary="Generate code from a description",
+        request_model=GenerateCodeRequest,
+        answer_field="generated_code",
+        instruct=_code_instruction,
+        read=_code_only,
+    ),
+    Task(
+        name="classify",
+        path="/api/v1/classify/text",
+        summary="Classify a text into one of the given categories",
+        request_model=ClassifyTextRequest,
+        answer_field="classification",
+        instruct=_classify_instruction,
+        read=_one_of_the_labels,
+        repairs=1,
+    ),
+)
+
+TASK_BY_NAME = {task.name: task for task in TASKS}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One validated request: the task, what to ask, and how the caller wants the answer."""
+
+    task: Task
+    instruction: Instruction
+    stream: bool
+    body_bytes: int
+
+    @property
+    def input_bound(self) -> int:
+        """An upper bound of the input tokens: no tokenizer makes more tokens than there are UTF-8 bytes.
+
+        The body counts whole; our own instruction and the answer schema, which the body does not hold, come on top.
+        """
+        instruction = self.instruction
+        return self.body_bytes + len("".join((instruction.system or "", *instruction.labels)).encode())
+
+    def key(self, model: str, scope: str = "") -> bytes:
+        """A digest over everything that changes the answer; `scope` keeps the answers of callers apart."""
+        asked = self.instruction
+        canonical = "\0".join(  # no part holds a NUL, and all but the labels, which come last, are always there
+            (
+                f"{self.task.name} {self.task.template_version} {asked.temperature!r} {asked.max_output_tokens}",
+                model,
+                scope,
+                asked.system or "",
+                asked.prompt,
+                *asked.labels,
+            )
+        )
+        return blake2b(canonical.encode(), digest_size=20).digest()
+
+
+def parse(task: Task, body: bytes, *, max_chars: int) -> Job:
+    """The job that `body` (JSON) asks for.
+
+    Raises InvalidJson when it is not JSON, InvalidRequest naming each bad field when it is not what `task` takes.
+    """
+    try:
+        request = task.request_model.model_validate_json(body)
+    except ValidationError as error:
+        raise _readable(error) from None
+    instruction = task.instruct(request)
+    if len(instruction.prompt) > max_chars:
+        field = next(iter(task.request_model.model_fields))
+        raise InvalidRequest(details=(FieldError(field, f"must have at most {max_chars} characters"),))
+    return Job(task, instruction, getattr(request, "stream", False), len(body))
+
+
+def _readable(error: ValidationError) -> ApiError:
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    if problems[0]["type"] == "json_invalid":
+        where = problems[0]["msg"].removeprefix("Invalid JSON: ")  # what was expected, line and column; quotes nothing
+        return InvalidJson(details=(FieldError("body", f"is not JSON: {where}"),))
+    return InvalidRequest(details=tuple(map(_field_error, problems[:MAX_REPORTED_FIELDS])))
+
+
+def _field_error(problem: Any) -> FieldError:
+    field = ".".join(str(part) for part in problem["loc"]) or "body"
+    message = _IN_WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
+    return FieldError(field[:MAX_FIELD_NAME_CHARS], message)
+
+
+_IN_WORDS = {
+    "extra_forbidden": "is not a field of this request",
+    "string_pattern_mismatch": "must be 1 to 40 letters, digits, blanks or + # . _ -",  # language, the only pattern
+}
+"""What pydantic says in the words of whoever wrote the model."""
+
+
+def rendered(
+    task: Task, text: str, answer: Answer, usage: TokenUsage, *, estimated: bool = False, unpriced: bool = False
+) -> bytes:
+    """The response body of a 200, ready to send. `estimated`: the tokens are tiktoken's; `unpriced`: no price known."""
+    body: dict[str, Any] = {
+        task.answer_field: text,
+        "model": answer.model,
+        "finish_reason": answer.finish_reason.value,
+        "usage": {
+            "input_tokens": usage.input,
+            "output_tokens": usage.output,
+            "source": "tiktoken" if estimated else "gemini",
+        },
+    }
+    body |= {mark: True for mark, holds in (("estimated", estimated), ("unpriced", unpriced)) if holds}
+    return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
