@@ -175,7 +175,7 @@ class Caller:
         """The response, once its head has come. A proxy may refuse a long body before it has read all of it."""
         given = {"Host": self._host, "Content-Type": "application/json", "Accept-Encoding": "identity"}
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        with suppress(ConnectionError):
+        with suppress(OSError):
             self._connection.request(method, path, body, given | named)
         return self._connection.getresponse()
 
