@@ -16,13 +16,27 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mtllm.domain.errors import LedgerUnavailable, RateLimited
+from mtllm.domain.errors import ApiError, LedgerUnavailable, RateLimited
 from mtllm.domain.money import dollars
 from mtllm.http.lifecycle import Lifecycle
 from mtllm.ledger.ledger import SERVICE_SCOPE
 from mtllm.resilience.breaker import State
 from mtllm.stats.metrics import BUCKETS, Histogram, Metrics, Observed
+from mtllm.tasks import TASKS
 from mtllm.wiring import Service
+
+
+
+def _codes(kind: type[ApiError]) -> Iterator[str]:
+    for each in kind.__subclasses__():
+        yield from _codes(each)
+        if getattr(each, "status", 0) >= 500 and hasattr(each, "code"):
+            yield each.code
+
+
+FAILURES = tuple(sorted(_codes(ApiError)))
+"""The codes of failures that are not the caller's: every task shows them from the start, since a rate does not see the
+step from nothing to 1."""
 
 _BOUNDS = (*map(str, BUCKETS), "+Inf")
 BREAKER_STATES = get_args(State)
@@ -163,8 +177,8 @@ def _requests(observed: Observed) -> Iterator[Metric]:
     duration = HistogramMetricFamily("mtllm_request_duration_seconds", "From first byte in to last byte out", labels=by)
     own = HistogramMetricFamily("mtllm_own_duration_seconds", "The same without Gemini and queue", labels=by)
     upstream = HistogramMetricFamily("mtllm_upstream_duration_seconds", "At Gemini, retries included", labels=by)
-    codes: dict[tuple[str, str], int] = {}
-    calls: dict[str, int] = {}
+    codes = {(task.path, code): 0 for task in TASKS for code in FAILURES}
+    calls = {task.path: 0 for task in TASKS}
     for (route, origin), figures in sorted(observed.routes.items(), key=lambda item: (item[0][0], item[0][1].value)):
         for status, count in sorted(figures.statuses.items()):
             requests.add_metric([route, str(status), origin.value], count)
