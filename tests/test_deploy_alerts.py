@@ -280,13 +280,13 @@ def test_a_ledger_that_cannot_be_written_pages_once(
     begun, calls = watched.now, gemini.count
     with closing(sqlite3.connect(Path(environment["DATA_DIR"]) / "ledger.sqlite3", timeout=20)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        watched.pass_time(6 * MINUTE, pause=MINUTE)
+        watched.pass_time(6 * MINUTE, pause=2 * MINUTE)  # each waits for the other program, in real time
         assert gemini.count == calls
     over = watched.now
     watched.pass_time(20 * MINUTE, pause=MINUTE)
     judge(
         watched,
-        MtllmLedgerNotWritable=(begun, 3 * MINUTE, over, 2 * MINUTE),
+        MtllmLedgerNotWritable=(begun, 4 * MINUTE, over, 2 * MINUTE),
         MtllmErrors=(begun, 10 * MINUTE, over, 15 * MINUTE),
     )
 

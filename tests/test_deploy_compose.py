@@ -91,3 +91,16 @@ def test_what_is_mounted_exists_and_images_are_exact(project: Path) -> None:
         sources = [Path(volume.split(":")[0]) for volume in service["volumes"] if volume.startswith("/")]
         assert [source.name for source in sources if not source.exists()] in ([], ["api_key"]), name
         assert service["image"] == "multi-task-llm-api" or re.search(r":v?\d+\.\d+\.\d+$", service["image"])
+
+
+def test_prometheus_scrapes_what_compose_starts(project: Path) -> None:
+    """Host and port are the service's; the files that prometheus.yml names are those that compose mounts."""
+    (project / ".env").write_text("")
+    services = composed(project, FILES[1])["services"]
+    prometheus = yaml.safe_load((PROJECT / "docs" / "monitoring" / "prometheus.yml").read_text())
+    [job] = prometheus["scrape_configs"]
+    [target] = job["static_configs"][0]["targets"]
+    name, port = target.split(":")
+    assert any(f":{port}" in mapping for mapping in services[name]["ports"])
+    mounted = {volume.split(":")[1] for volume in services["prometheus"]["volumes"]}
+    assert {*prometheus["rule_files"], job["authorization"]["credentials_file"]} <= mounted

@@ -304,19 +304,3 @@ def test_queries_of_the_readme_ask_for_metrics_that_are_there(make_app: MakeApp)
     names = {name for name, _ in scraped(client)}
     for name in re.findall(r"\bmtllm_\w*[a-z]\b", (MONITORING / "README.md").read_text()):
         assert name in names, name
-
-
-def test_prometheus_and_compose_files_fit_together(yaml: Any, make_app: MakeApp) -> None:
-    """The scraped host, port and path are the service's; the files that one names the other mounts."""
-    prometheus = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
-    compose = yaml.safe_load((MONITORING / "compose.yaml").read_text())
-    [job] = prometheus["scrape_configs"]
-    [target] = job["static_configs"][0]["targets"]
-    name, port = target.split(":")
-    service = compose["services"][name]
-    assert any(mapping.endswith(f":{port}") for mapping in service["ports"])
-    assert make_app().test_client().get(job["metrics_path"]).status_code == 200
-    mounted = {volume.split(":")[1] for volume in compose["services"]["prometheus"]["volumes"]}
-    assert {*prometheus["rule_files"], job["authorization"]["credentials_file"]} <= mounted
-    settings = {field.upper() for field in make_app().settings.__class__.model_fields}
-    assert set(service["environment"]) <= settings
