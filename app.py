@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
@@ -203,7 +204,9 @@ def answer_error(error: ApiError) -> Response:
 def answer_http_error(error: HTTPException) -> Response:
     """Flask's and werkzeug's own refusals, in our shape."""
     if isinstance(error, RequestRedirect):
-        return error.get_response()  # type: ignore[return-value]  # werkzeug's base class of Flask's Response
+        target = urlsplit(error.new_url)  # without scheme and host: behind a proxy ours are not what the caller reaches
+        location = target._replace(scheme="", netloc="", path="/" + target.path.lstrip("/")).geturl()
+        return Response(status=error.code, headers={"Location": location})
     if error.code == 405:
         return answer_error(errors.MethodNotAllowed(tuple(getattr(error, "valid_methods", None) or ())))
     return answer_error(_BY_STATUS.get(error.code or 500, errors.InvalidRequest)())

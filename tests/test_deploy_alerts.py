@@ -21,10 +21,9 @@ from flask.testing import FlaskClient
 
 from app import Api
 from mtllm.domain.errors import LedgerUnavailable
-from mtllm.settings import PROJECT
 from tests.fakes import FakeClock
 from tests.scripted_gemini import CUT, ScriptedGemini, cut, offline, status, stream, text
-from tests.serving import eventually
+from tests.serving import PROJECT, eventually
 
 ALERTS = PROJECT / "docs" / "monitoring" / "alerts.yml"
 TEXT = "/api/v1/generate/text"

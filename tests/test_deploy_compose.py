@@ -1,4 +1,4 @@
-"""The two compose files, as docker-compose itself reads them: settings come from .env, and nothing switches them off."""
+"""The compose files as docker-compose itself reads them: settings come from .env, and nothing switches them off."""
 
 from __future__ import annotations
 

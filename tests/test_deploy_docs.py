@@ -31,7 +31,9 @@ def test_the_files_that_the_page_names_exist() -> None:
     """Links, and paths below deploy/ and docs/ in commands."""
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", PAGE) if "://" not in link]
     assert [link for link in links if not (PROJECT / "docs" / link).exists()] == []
-    paths = re.findall(r"(?<![\w/.])(?:deploy|docs)/[\w./-]+", "".join(commands for _, _, commands in BLOCK.findall(PAGE)))
+    paths = re.findall(
+        r"(?<![\w/.])(?:deploy|docs)/[\w./-]+", "".join(commands for _, _, commands in BLOCK.findall(PAGE))
+    )
     assert paths
     assert [path for path in paths if not (PROJECT / path).exists()] == []
 

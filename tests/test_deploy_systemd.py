@@ -141,7 +141,9 @@ def install(opt: Path, settings: dict[str, str]) -> None:
     (venv / "bin" / "python").symlink_to(f"/opt/python/bin/{version}")
     (venv / "pyvenv.cfg").write_text("home = /opt/python/bin\n")
     example = (PROJECT / ".env.example").read_text().splitlines(keepends=True)
-    lines = [line for line in example if "_DIR=" not in line] + [f"{name}={value}\n" for name, value in settings.items()]
+    lines = [line for line in example if "_DIR=" not in line] + [
+        f"{name}={value}\n" for name, value in settings.items()
+    ]
     lines.append("LD_LIBRARY_PATH=/opt/python/lib\n")  # where a Python that has been moved finds itself
     (opt / "multi-task-llm-api.env").write_text("".join(lines))
 

@@ -123,7 +123,8 @@ def apache(place: Place) -> Sequence[str]:
     user = "User www-data\nGroup www-data\n" if os.geteuid() == 0 else ""
     main = place.write(
         "apache2.conf",
-        f"ServerRoot {place.folder}\nDefaultRuntimeDir {place.folder}\nPidFile {place.folder}/pid\nErrorLog /dev/stderr\n"
+        f"ServerRoot {place.folder}\nDefaultRuntimeDir {place.folder}\nPidFile {place.folder}/pid\n"
+        f"ErrorLog /dev/stderr\n"
         f"ServerName {HOST}\n{loads}{user}Listen {place.https}\nListen {place.http}\n{site}",
     )
     return ["apache2", "-DFOREGROUND", "-f", str(main)]
@@ -149,8 +150,12 @@ def running(command: Sequence[str], place: Place) -> Iterator[None]:
             assert process.poll() is None, told.read_text()
             yield
         finally:
-            process.kill() if process.poll() is None and command[0] == "caddy" else process.terminate()
-            process.wait(PATIENCE)
+            process.terminate()
+            try:
+                process.wait(PATIENCE / 4)
+            except subprocess.TimeoutExpired:  # it waits for its connections, which a failed test has left open
+                process.kill()
+                process.wait(PATIENCE)
 
 
 class Caller:
@@ -209,9 +214,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a certificate for HOST; whoever a proxy runs as may look into it."""
     made = tmp_path_factory.mktemp("proxies")
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-        + ["-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST}"]
-        + ["-keyout", made / "certificate.key", "-out", made / "certificate.pem"],
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-days", "2", "-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST}"),
+            *("-keyout", made / "certificate.key", "-out", made / "certificate.pem"),
+        ],
         check=True,
         capture_output=True,
     )
@@ -370,8 +377,7 @@ def test_the_services_redirects_stay_with_the_proxy(front: Front, name: str) -> 
     with Caller(place) as caller:
         response = caller.ask("GET", "/swagger")
         location = response.headers["Location"] or ""
-    assert response.status in (200, 308)
-    assert response.status == 200 or location.removeprefix(f"https://{HOST}:{place.https}") == "/swagger/"
+    assert (response.status, location) == (308, "/swagger/")
 
 
 def test_connections_that_the_service_closes_fail_no_request(folder: Path, upstream: ScriptedGemini) -> None:

@@ -26,6 +26,8 @@ from mtllm.wiring import Service
 
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
+UNBUFFERED = [("X-Accel-Buffering", "no")]
+"""Tells nginx, and what follows it, to pass a stream on as it comes, whatever its configuration says of buffers."""
 
 
 class Reply(NamedTuple):
@@ -100,7 +102,7 @@ class TaskEndpoint:
             if first.error is not None:
                 raise first.error
         exchange.pending = not isinstance(first, Completion)
-        return Reply(200, sse.Body(exchange, live, first), EVENT_STREAM)
+        return Reply(200, sse.Body(exchange, live, first), EVENT_STREAM, UNBUFFERED)
 
 
 def refusal(exchange: Exchange, error: ApiError) -> Reply:

@@ -26,7 +26,6 @@ from mtllm.tasks import TASKS
 from mtllm.wiring import Service
 
 
-
 def _codes(kind: type[ApiError]) -> Iterator[str]:
     for each in kind.__subclasses__():
         yield from _codes(each)
