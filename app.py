@@ -185,14 +185,20 @@ def current_exchange() -> Exchange:
     return exchange
 
 
-def enter(app: Api) -> None:
-    """What every request that Flask answers passes before its view; what has no route is a 404 for everybody."""
+def enter(app: Api) -> Response | None:
+    """Inspect and authorize a request that Flask answers, before its view; return a redirect that answers it instead.
+
+    What has no route is a 404 for everybody.
+    """
     exchange = current_exchange()
     app.guard.inspect(exchange)
+    if isinstance(request.routing_exception, RequestRedirect):
+        return answer_redirect(request.routing_exception)
     if request.routing_exception is not None:
         raise request.routing_exception
     group_by = request.args.get("group_by") if request.query_string else None
     app.guard.authorize(exchange, access_of(request.method, request.path, group_by))
+    return None
 
 
 def answer_error(error: ApiError) -> Response:
@@ -201,12 +207,18 @@ def answer_error(error: ApiError) -> Response:
     return Response(reply.body, reply.status, reply.headers, content_type=reply.media_type)
 
 
+def answer_redirect(redirect: RequestRedirect) -> Response:
+    """Send the caller to another path of the same place.
+
+    Without scheme and host, since behind a proxy ours are not those that the caller reaches (RFC 9110, section 10.2.2).
+    """
+    target = urlsplit(redirect.new_url)
+    location = target._replace(scheme="", netloc="", path="/" + target.path.lstrip("/")).geturl()
+    return Response(status=redirect.code, headers={"Location": location})
+
+
 def answer_http_error(error: HTTPException) -> Response:
     """Flask's and werkzeug's own refusals, in our shape."""
-    if isinstance(error, RequestRedirect):
-        target = urlsplit(error.new_url)  # without scheme and host: behind a proxy ours are not what the caller reaches
-        location = target._replace(scheme="", netloc="", path="/" + target.path.lstrip("/")).geturl()
-        return Response(status=error.code, headers={"Location": location})
     if error.code == 405:
         return answer_error(errors.MethodNotAllowed(tuple(getattr(error, "valid_methods", None) or ())))
     return answer_error(_BY_STATUS.get(error.code or 500, errors.InvalidRequest)())
