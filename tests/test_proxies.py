@@ -282,7 +282,8 @@ def a_prompt() -> str:
 
 def logged(folder: Path, request_id: str) -> dict[str, Any] | None:
     """The request's line in api_requests.log, if it is there by now."""
-    lines = (folder / "log_dir" / "api_requests.log").read_text().splitlines()
+    log = folder / "log_dir" / "api_requests.log"
+    lines = log.read_text().splitlines() if log.exists() else []
     return next((line for line in map(json.loads, lines) if line["request_id"] == request_id), None)
 
 
@@ -383,7 +384,7 @@ def test_the_services_redirects_stay_with_the_proxy(front: Front, name: str) -> 
 def test_connections_that_the_service_closes_fail_no_request(folder: Path, upstream: ScriptedGemini) -> None:
     """With requests around the moment when the service lets a silent connection go, behind all four."""
     apart = folder / "closing"
-    flags = ("--channel-timeout=1", "--cleanup-interval=1", "--no-clear-untrusted-proxy-headers")
+    flags = ("--channel-timeout=3", "--cleanup-interval=1", "--no-clear-untrusted-proxy-headers")
     with ExitStack() as stack:
         closing = stack.enter_context(Process(WAITRESS_SERVE, _environment(apart, upstream), threads=8, flags=flags))
         places = [place_for(folder, name, closing.port) for name in PROXIES]
@@ -391,18 +392,18 @@ def test_connections_that_the_service_closes_fail_no_request(folder: Path, upstr
             stack.enter_context(running(PROXIES[name](place), place))
         callers = stack.enter_context(ThreadPoolExecutor(len(places)))
         statuses = list(callers.map(_statuses_at_the_limit, places))
-    assert statuses == [[200] * 8] * len(places)
+    assert statuses == [[200] * 5] * len(places)
 
 
 def _statuses_at_the_limit(place: Place) -> list[int]:
     """Statuses of requests on one connection of the caller, with pauses about as long as the service's patience."""
     seen = []
     with Caller(place) as caller:
-        for number in range(8):
+        for number in range(5):
             response = caller.post(a_prompt())
             response.read()
             seen.append(response.status)
-            time.sleep(0.9 + 0.05 * number)
+            time.sleep(2.8 + 0.15 * number)
     return seen
 
 
