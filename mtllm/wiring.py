@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from lru_cache import RateLimitCache, ResponseCache
 from mtllm import process
 from mtllm.billing.maintenance import LedgerMaintenance
 from mtllm.billing.prices import PriceTable, SpendMeter
@@ -22,11 +21,13 @@ from mtllm.billing.redis_spend import SharedSpend
 from mtllm.billing.tokens import DriftMeter, TokenCounter
 from mtllm.caching.journal import ResponseJournal
 from mtllm.caching.redis_tier import TieredCache
+from mtllm.caching.responses import AnswerStore
 from mtllm.completions.service import Completions
 from mtllm.domain.money import NANO
 from mtllm.gemini.client import Gemini
 from mtllm.ledger.ledger import SERVICE_SCOPE, Budget, Ledger, key_scope, open_ledger
 from mtllm.logs.writer import RequestLogger
+from mtllm.ratelimit.clients import ClientTable
 from mtllm.ratelimit.limiter import RateLimiter
 from mtllm.ratelimit.redis_limiter import SharedRateLimiter
 from mtllm.redis_link import RedisLink
@@ -76,7 +77,7 @@ class Service:
             on_problem=self._reporter("api_keys_file"),
         )
         self.clients = ClientResolver(settings.trusted_proxies, self._reporter("trusted_proxies"))
-        self.rate_limit_cache = RateLimitCache(settings.rate_limit_cache_size, monotonic=monotonic)
+        self.rate_limit_cache = ClientTable(settings.rate_limit_cache_size, monotonic=monotonic)
         own_limiter = RateLimiter(self.rate_limit_cache, monotonic=monotonic)
         self.limiter: RateLimiter | SharedRateLimiter = own_limiter
         self.journal = ResponseJournal(
@@ -86,7 +87,7 @@ class Service:
             clock=clock,
             warn=self._reporter("response_cache"),
         )
-        self.own_cache = ResponseCache(
+        self.own_cache = AnswerStore(
             settings.response_cache_size,
             settings.response_cache_ttl_seconds,
             max_bytes=settings.response_cache_max_bytes,
@@ -95,7 +96,7 @@ class Service:
             clock=clock,
             monotonic=monotonic,
         )
-        self.cache: ResponseCache | TieredCache = self.own_cache
+        self.cache: AnswerStore | TieredCache = self.own_cache
         self.ledger = _ledger(settings, clock, monotonic)
         self.spend = SpendMeter()
         self.redis = _redis(settings, self._reporter("redis"))

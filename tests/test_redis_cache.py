@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from lru_cache import ResponseCache
 from mtllm.caching.redis_tier import TieredCache, decoded, encoded
+from mtllm.caching.responses import AnswerStore
 from mtllm.completions.ports import AnswerCache
 from mtllm.domain.completion import StoredAnswer
 from mtllm.redis_link import Connections, RedisLink
@@ -45,8 +45,8 @@ def line(redis: RedisServer) -> Iterator[Connections]:
     connections.disconnect()
 
 
-def own_cache(clock: FakeClock, max_size: int = 500) -> ResponseCache:
-    return ResponseCache(max_size, 100, stale_seconds=50, clock=clock, monotonic=clock)
+def own_cache(clock: FakeClock, max_size: int = 500) -> AnswerStore:
+    return AnswerStore(max_size, 100, stale_seconds=50, clock=clock, monotonic=clock)
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_an_answer_on_its_way_here_is_deleted_too(
 ) -> None:
     """Deleted between the look into Redis and its keeping here, it is not kept."""
 
-    class Late(ResponseCache):
+    class Late(AnswerStore):
         def restore(self, entries: object) -> int:
             one.clear()
             other.sync(line)

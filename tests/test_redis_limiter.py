@@ -10,8 +10,8 @@ from typing import Protocol
 
 import pytest
 
-from lru_cache import RateLimitCache
 from mtllm.domain.limits import Limit, Verdict
+from mtllm.ratelimit.clients import ClientTable
 from mtllm.ratelimit.limiter import RateLimiter
 from mtllm.ratelimit.redis_limiter import SharedRateLimiter
 from tests.fakes import FakeClock
@@ -40,7 +40,7 @@ def age(redis: RedisServer, seconds: float) -> None:
 
 
 def own_limiter(clock: FakeClock) -> RateLimiter:
-    return RateLimiter(RateLimitCache(monotonic=clock), monotonic=clock)
+    return RateLimiter(ClientTable(monotonic=clock), monotonic=clock)
 
 
 class TestContract:
@@ -172,7 +172,7 @@ class TestContract:
 _WORKER = """
 import sys
 from threading import Barrier, Thread
-from lru_cache import RateLimitCache
+from mtllm.ratelimit.clients import ClientTable
 from mtllm.ratelimit.limiter import RateLimiter
 from mtllm.domain.limits import Limit
 from mtllm.ratelimit.redis_limiter import SharedRateLimiter
@@ -182,7 +182,7 @@ link = RedisLink(sys.argv[1], warn=print)
 link.open()
 while not link.health().up:
     pass
-limiter = SharedRateLimiter(link, RateLimiter(RateLimitCache()))
+limiter = SharedRateLimiter(link, RateLimiter(ClientTable()))
 barrier, admitted = Barrier(101), []
 
 def call():

@@ -12,9 +12,9 @@ from zlib import crc32
 
 import pytest
 
-from lru_cache import ResponseCache
 from mtllm.caching import journal as journal_module
 from mtllm.caching.journal import ResponseJournal
+from mtllm.caching.responses import AnswerStore
 from mtllm.domain.completion import StoredAnswer
 from tests.fakes import FakeClock
 
@@ -343,14 +343,14 @@ def test_kill_9_loses_only_the_last_moment(open_journal: OpenJournal, path: Path
 def test_a_cache_comes_back_as_it_was(open_journal: OpenJournal, clock: FakeClock) -> None:
     """The answers used last survive a restart of a full cache, whenever they were stored."""
     journal = open_journal()
-    cache = ResponseCache(3, 100, journal=journal, clock=clock, monotonic=clock)
+    cache = AnswerStore(3, 100, journal=journal, clock=clock, monotonic=clock)
     cache.store(b"hot", answer())
     for number in range(20):
         cache.store(b"%d" % number, answer())
         assert cache.look_up(b"hot") is not None
     journal.close()
     clock.advance(40)
-    restored = ResponseCache(3, 100, clock=clock, monotonic=clock)
+    restored = AnswerStore(3, 100, clock=clock, monotonic=clock)
     restored.restore(open_journal().load())
     assert restored.look_up(b"hot") == (answer(), 40, 60)
     assert restored.look_up(b"19") is not None

@@ -70,7 +70,7 @@ class _Place(NamedTuple):
 
 
 class ResponseJournal:
-    """The journal of a ResponseCache in `folder`, of at most about `max_bytes`.
+    """The journal of an AnswerStore in `folder`, of at most about `max_bytes`.
 
     `warn` is told, in a sentence, what its operator should know. `stale_seconds` is how long an expired answer is worth
     keeping. No file is opened and no thread started before the first `load`, `append` or `clear`.

@@ -21,7 +21,8 @@ from threading import Lock
 from typing import Any
 from uuid import uuid4
 
-from lru_cache import CacheStats, ResponseCache
+from lru_cache import CacheStats
+from mtllm.caching.responses import AnswerStore
 from mtllm.domain.completion import CacheHit, StoredAnswer
 from mtllm.redis_link import LONGEST_EXPIRY_MS, Line, RedisLink, RedisUnavailable
 
@@ -41,7 +42,7 @@ class TieredCache:
     def __init__(
         self,
         link: RedisLink,
-        own: ResponseCache,
+        own: AnswerStore,
         *,
         ttl: float,
         stale_seconds: float = 0.0,
