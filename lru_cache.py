@@ -313,8 +313,19 @@ class ResponseCache:
 
 def _digest(prompt: str, task_type: str, what_else: dict[str, Any]) -> bytes:
     # JSON tells ["a,b"] and ["a","b"] apart.
-    canonical = json.dumps([task_type, prompt, what_else], sort_keys=True)
+    canonical = json.dumps([task_type, prompt, _equal_numbers_alike(what_else)], sort_keys=True)
     return blake2b(canonical.encode(), digest_size=20).digest()
+
+
+def _equal_numbers_alike(value: Any) -> Any:
+    """Return `value` with -0.0, 0.0 and 0, or 1.0 and 1, written the same."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {name: _equal_numbers_alike(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_equal_numbers_alike(part) for part in value]
+    return value
 
 
 class Window(Protocol):

@@ -212,6 +212,7 @@ class Service:
             ),
             pool=pool,
             key_scoped=self.settings.cache_scope == "key",
+            endpoint=_answering_endpoint(self.settings),
             clock=self.clock,
             monotonic=self.monotonic,
         )
@@ -247,6 +248,11 @@ class Service:
                 closing.callback(self._pool.shutdown)  # calls that were cut are settled while there is a ledger
             if self.model is not None:
                 closing.callback(self.model.close)
+
+
+def _answering_endpoint(settings: Settings) -> str:
+    """Return the part of the cache key that says which server answers; the offline model is one on every port."""
+    return "" if settings.is_offline else settings.gemini_api_endpoint or ""
 
 
 def _model(settings: Settings) -> Gemini | None:

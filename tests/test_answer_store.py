@@ -135,3 +135,27 @@ class TestAnswerStore:
         cache.restore((key, answer(clock()), clock() + 100) for key in (b"a", b"b", b"c"))
         assert cache.look_up(b"a") is None
         assert cache.look_up(b"c") is not None
+
+    @pytest.mark.parametrize(("ttl", "left"), [(100, 60), (50, 10), (1000, 60)])
+    def test_the_present_ttl_holds_for_restored_answers(self, clock: FakeClock, ttl: float, left: float) -> None:
+        """A lowered ttl shortens the life of answers stored before; a raised one does not lengthen it."""
+        cache = AnswerStore(default_ttl=ttl, clock=clock, monotonic=clock)
+        stored_at = clock() - 40
+        cache.restore([(b"k", answer(stored_at), stored_at + 100)])
+        assert cache.look_up(b"k") == (answer(stored_at), 40, left)
+
+    def test_an_answer_past_the_present_ttl_is_stale(self, clock: FakeClock) -> None:
+        """It is as old as it is: within stale_seconds after its present end it may stand in for an error."""
+        cache = AnswerStore(default_ttl=30, stale_seconds=20, clock=clock, monotonic=clock)
+        stored_at = clock() - 40
+        cache.restore([(b"k", answer(stored_at), stored_at + 100)])
+        assert cache.look_up(b"k") is None
+        assert cache.look_up_stale(b"k") == (answer(stored_at), 40, -10)
+        clock.advance(10)
+        assert cache.look_up_stale(b"k") is None
+
+    def test_with_a_ttl_of_0_nothing_is_restored(self, clock: FakeClock) -> None:
+        """0 = keep none, not even as stale answers."""
+        cache = AnswerStore(default_ttl=0, stale_seconds=1000, clock=clock, monotonic=clock)
+        assert cache.restore([(b"k", answer(clock()), clock() + 100)]) == 0
+        assert cache.look_up_stale(b"k") is None

@@ -297,6 +297,12 @@ class TestResponseCache:
         cache.cache_response("x", "text", "hello", 1, 1, 0.0, model="m", temperature=1)
         assert cache.get_cached_response("x", "text", temperature=1, model="m") is not None
 
+    @pytest.mark.parametrize(("one", "other"), [(0, -0.0), (0.0, -0.0), (1, 1.0), ([2.0], [2]), ({"a": 3}, {"a": 3.0})])
+    def test_equal_numbers_are_one_request(self, cache: ResponseCache, one: Any, other: Any) -> None:
+        """However a number is written, wherever it stands."""
+        cache.cache_response("x", "text", "hello", 1, 1, 0.0, option=one)
+        assert cache.get_cached_response("x", "text", option=other) is not None
+
     def test_what_json_cannot_say_is_refused(self, cache: ResponseCache) -> None:
         """A response that could not be kept is a TypeError, not a surprise later."""
         with pytest.raises(TypeError):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -14,6 +15,7 @@ from mtllm.domain.limits import Limit, Verdict
 from mtllm.ratelimit.clients import ClientTable
 from mtllm.ratelimit.limiter import RateLimiter
 from mtllm.ratelimit.redis_limiter import SharedRateLimiter
+from mtllm.redis_link import Arg, RedisLink, RedisUnavailable, Script
 from tests.fakes import FakeClock
 from tests.redis_server import RedisServer, linked, running_redis
 
@@ -290,3 +292,129 @@ def test_the_rejected_are_not_asked_about(redis: RedisServer, clock: FakeClock) 
         admitted = limiter.hit("a", (MINUTE,))
         assert admitted is not None
         assert admitted.admitted
+
+
+_INSTANCE = """
+import sys
+from threading import Thread
+from mtllm.domain.limits import Limit
+from mtllm.ratelimit.clients import ClientTable
+from mtllm.ratelimit.limiter import RateLimiter
+from mtllm.ratelimit.redis_limiter import SharedRateLimiter
+from mtllm.redis_link import RedisLink, RedisUnavailable
+
+link = RedisLink(sys.argv[1], warn=print)
+link.open()
+limiter = SharedRateLimiter(link, RateLimiter(ClientTable()))
+admitted = []
+
+def call(number):
+    for step in range(10):
+        try:
+            link.command("SET", f"answer-{number}", "x" * 5000)
+            link.command("GET", f"answer-{number}")
+        except RedisUnavailable:
+            pass  # the cache may be given up; the limit may not
+        if limiter.hit("a", (Limit(100, 3600),)).admitted:
+            admitted.append(1)
+
+threads = [Thread(target=call, args=(number,)) for number in range(20)]
+print("ready", flush=True)
+sys.stdin.readline()
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(admitted))
+link.close()
+"""
+
+
+@pytest.mark.long
+def test_the_limit_is_exact_on_a_busy_machine(redis: RedisServer) -> None:
+    """Two instances, 400 calls beside the cache's traffic, the service's own time-outs, more work than processors."""
+    redis.say("FLUSHALL")
+    load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 + (os.cpu_count() or 1))]
+    try:
+        instances = [
+            subprocess.Popen(
+                [sys.executable, "-c", _INSTANCE, redis.url],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(2)
+        ]
+        for instance in instances:
+            assert instance.stdout is not None
+            assert instance.stdout.readline() == "ready\n"
+        for instance in instances:
+            assert instance.stdin is not None
+            instance.stdin.write("go\n")
+            instance.stdin.flush()
+        admitted = [int(instance.communicate()[0]) for instance in instances]
+    finally:
+        for worker in load:
+            worker.kill()
+            worker.wait()
+    assert sum(admitted) == 100
+
+
+class LateScripts:
+    """A live Redis whose scripts' answers come too late, as often as it is told; each is carried out all the same."""
+
+    def __init__(self, link: RedisLink) -> None:
+        self.prefix = link.prefix
+        self.late = False
+        self._link = link
+
+    def run(self, script: Script, keys: Sequence[Arg], arguments: Sequence[Arg]) -> Any:
+        answer = self._link.run(script, keys, arguments)
+        if self.late:
+            raise RedisUnavailable
+        return answer
+
+
+def test_late_answers_of_a_live_redis_do_not_set_a_limit_free(redis: RedisServer, clock: FakeClock) -> None:
+    """What Redis last said holds: no more calls are admitted than it had left for all processes."""
+    redis.say("FLUSHALL")
+    with linked(redis) as link:
+        slow: Any = LateScripts(link)
+        one = SharedRateLimiter(slow, own_limiter(clock), monotonic=clock)
+        other = SharedRateLimiter(link, own_limiter(clock), monotonic=clock)
+        limits = (Limit(10, 60), Limit(100, 3600))
+        assert sum(admits(other, limits) for _ in range(7)) == 7
+        assert admits(one, limits)
+        slow.late = True
+        verdicts = [one.hit("a", limits) for _ in range(5)]
+        assert [verdict is not None and verdict[:3] for verdict in verdicts] == [
+            (True, Limit(10, 60), 1),
+            (True, Limit(10, 60), 0),
+            *[(False, Limit(10, 60), 0)] * 3,
+        ]
+        assert not admits(other, limits)
+
+
+def test_the_last_word_of_redis_holds_until_it_would_have_had_more(redis: RedisServer, clock: FakeClock) -> None:
+    """Then this process goes on by the calls that it knows."""
+    redis.say("FLUSHALL")
+    with linked(redis) as link:
+        slow: Any = LateScripts(link)
+        one = SharedRateLimiter(slow, own_limiter(clock), monotonic=clock)
+        for _ in range(2):
+            SharedRateLimiter(link, own_limiter(clock), monotonic=clock).hit("a", (MINUTE,))
+        assert admits(one, (MINUTE,))
+        slow.late = True
+        rejected = one.hit("a", (MINUTE,))
+        assert rejected is not None
+        assert not rejected.admitted
+        assert 55 < rejected.retry_after <= 60
+        clock.advance(rejected.retry_after)
+        assert admits(one, (MINUTE,))
+
+
+def admits(limiter: Limiter, limits: tuple[Limit, ...]) -> bool:
+    verdict = limiter.hit("a", limits)
+    assert verdict is not None
+    return verdict.admitted

@@ -113,13 +113,15 @@ class AnswerStore:
     def restore(self, entries: Iterable[tuple[bytes, StoredAnswer, float]]) -> int:
         """Store answers of before: (key, answer, fresh until, in epoch seconds), used least recently first.
 
-        Each goes on ageing where it was. An answer that has expired meanwhile, or comes from the future because the
-        clock was set back, is left out. Returns the number of answers stored at first; the bounds hold as ever.
+        Each goes on ageing where it was, and lives no longer than the present ttl, whatever it was stored for. An
+        answer that has expired meanwhile, or comes from the future because the clock was set back, is left out; a ttl
+        of 0 leaves out all. Returns the number of answers stored at first; the bounds hold as ever.
         """
         restored = 0
-        for key, answer, expires_at in entries:
+        for key, answer, expires_at in entries if self._default_ttl > 0 else ():
             wall, now = self._clock(), self._monotonic()
-            age, freshness = wall - answer.stored_at, expires_at - wall
+            age = wall - answer.stored_at
+            freshness = min(expires_at - wall, self._default_ttl - age)
             if age >= 0 and freshness + self._stale_seconds > 0:
                 self._put(key, _Entry(answer, now - age, now + freshness), freshness)
                 restored += 1
