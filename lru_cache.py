@@ -359,7 +359,7 @@ class CallTimes:
         self._watched: tuple[Window, ...] = ()
         self._oldest: list[int] = []  # for each window, the number of its oldest call
 
-    def tightest(self, windows: tuple[Window, ...], now: float) -> tuple[int, int, float]:
+    def find_tightest(self, windows: tuple[Window, ...], now: float) -> tuple[int, int, float]:
         """Return the window with least room: its number, how many calls fit into it now, and when that number grows.
 
         Of windows with the same room it is the one that grows last. A window longer than those asked for before begins
@@ -446,7 +446,7 @@ class RateLimitCache:
                 calls = CallTimes()
                 self._clients.put(key, calls)
             now = self._monotonic()
-            _, room, _ = calls.tightest((_Unlimited(window_size),), now)
+            _, room, _ = calls.find_tightest((_Unlimited(window_size),), now)
             calls.record(now)
             return UNBOUNDED - room + 1
 

@@ -20,6 +20,7 @@ from mtllm.billing.recorder import CostRecorder
 from mtllm.billing.redis_spend import SharedSpend
 from mtllm.billing.tokens import DriftMeter, TokenCounter
 from mtllm.caching.journal import ResponseJournal
+from mtllm.caching.journal_file import JournalFile
 from mtllm.caching.redis_tier import TieredCache
 from mtllm.caching.responses import AnswerStore
 from mtllm.completions.service import Completions
@@ -80,13 +81,15 @@ class Service:
         self.rate_limit_cache = ClientTable(settings.rate_limit_cache_size, monotonic=monotonic)
         own_limiter = RateLimiter(self.rate_limit_cache, monotonic=monotonic)
         self.limiter: RateLimiter | SharedRateLimiter = own_limiter
-        self.journal = ResponseJournal(
+        warn_of_journal = self._reporter("response_cache")
+        journal_file = JournalFile(
             settings.cache_dir,
             max_bytes=2 * settings.response_cache_max_bytes,
             stale_seconds=settings.response_cache_stale_seconds,
             clock=clock,
-            warn=self._reporter("response_cache"),
+            warn=warn_of_journal,
         )
+        self.journal = ResponseJournal(journal_file, warn=warn_of_journal)
         self.own_cache = AnswerStore(
             settings.response_cache_size,
             settings.response_cache_ttl_seconds,

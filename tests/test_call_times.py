@@ -20,7 +20,7 @@ def used(seed: int) -> Iterator[CallTimes]:
         )
         for _ in range(chance.randint(1, 30)):
             now += chance.choice((0, 0, 0.125, 1, 30))
-            if calls.tightest(windows, now)[1] > 0:
+            if calls.find_tightest(windows, now)[1] > 0:
                 calls.record(now)
             yield calls
 

@@ -192,7 +192,7 @@ def test_sixteen_threads_in_a_table_that_is_too_small() -> None:
         for step in range(300):
             client = f"client-{(number + step) % 30}"
             with table.locked(client) as calls:
-                calls.tightest((Limit(100, 60),), time.monotonic())
+                calls.find_tightest((Limit(100, 60),), time.monotonic())
                 calls.record(time.monotonic())
                 assert calls.count(60, time.monotonic()) >= 1
             if step % 3 == 0:

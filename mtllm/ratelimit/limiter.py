@@ -42,7 +42,7 @@ class RateLimiter:
             return _rejected(limits, full[1], full[2], now)
         with self._table.locked(client, found) as calls:
             now = self._monotonic()
-            tightest, remaining, grows = calls.tightest(limits, now)
+            tightest, remaining, grows = calls.find_tightest(limits, now)
             admitted = remaining > 0
             if admitted:
                 calls.full = None

@@ -117,7 +117,9 @@ class SharedRateLimiter:
             return Verdict(False, last.limit, 0, wait, wait, limits)
         prefix = f"{self._link.prefix}calls:{client}:"
         try:
-            answer = self._link.run(CHECK, [f"{prefix}{limit.window_seconds}" for limit in limits], _facts(limits))
+            answer = self._link.run(
+                CHECK, [f"{prefix}{limit.window_seconds}" for limit in limits], _script_arguments(limits)
+            )
         except RedisUnavailable:
             with self._without_redis:
                 return self._hit_own(client, limits)
@@ -148,7 +150,7 @@ class SharedRateLimiter:
 
 
 @lru_cache(maxsize=256)
-def _facts(limits: tuple[Limit, ...]) -> tuple[int, ...]:
+def _script_arguments(limits: tuple[Limit, ...]) -> tuple[int, ...]:
     return tuple(
         fact
         for limit in limits
