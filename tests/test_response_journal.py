@@ -291,6 +291,7 @@ import sys
 from pathlib import Path
 from mtllm.caching.journal import ResponseJournal
 from mtllm.caching.journal_file import JournalFile
+from mtllm.domain.completion import StoredAnswer
 limits = {"max_bytes": 10_000_000, "small_file_bytes": 20_000}
 journal = ResponseJournal(JournalFile(Path(sys.argv[1]), clock=lambda: 0.0, warn=print, **limits), warn=print)
 for number in range(int(sys.argv[3])):
