@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mtllm.emulator.server import Emulator, Usage, _emulator
+from mtllm.emulator import Emulator, Usage
+from mtllm.emulator.command import parse_options
 from tests import scripted_gemini as play
 from tests.scripted_gemini import CUT, IDLE, Fault, ScriptedGemini
 
@@ -345,10 +346,10 @@ class TestLife:
         assert theirs.recv(1) == b""
         theirs.close()
 
-    @pytest.mark.parametrize(("options", "pieces"), [([], 4), (["--chunks", "2", "--latency-ms", "0.1"], 2)])
+    @pytest.mark.parametrize(("options", "pieces"), [([], 4), (["--chunks", "2", "--latency", "0.0001"], 2)])
     def test_its_options_shape_the_answers(self, options: list[str], pieces: int) -> None:
-        """`--chunks` is how many pieces a stream has, `--latency-ms` delays them and changes nothing else."""
-        with _emulator(["--port", "0", *options]) as emulator, Client(emulator.url) as client:
+        """`--chunks` is how many pieces a stream has, `--latency` delays them and changes nothing else."""
+        with parse_options(["--port", "0", *options]) as emulator, Client(emulator.url) as client:
             _, stream = client.post("streamGenerateContent", asking())
             _, plain = client.post("generateContent", asking())
         assert len(stream) == pieces

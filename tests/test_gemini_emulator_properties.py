@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mtllm.emulator.server import Emulator
+from mtllm.emulator import Emulator
 
 pytest.importorskip("hypothesis")
 
