@@ -24,7 +24,7 @@ ROWS: tuple[set[str], ...] = (
     {"completions"},
     {"billing", "ratelimit", "logs"},
     {"ledger", "caching", "gemini", "security", "resilience", "tasks", "settings"},
-    {"domain", "redis_link", "process"},
+    {"domain", "redis_link", "process", "project"},
 )
 """The rooms of the package: each imports only what stands in a row below its own, or itself."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TypeVar
 
 from mtllm.emulator.fault_kinds import FAULTS
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as problem:
         print(f"Cannot listen on {options.host}:{options.port}: {problem.strerror}. Try --port 0.", file=sys.stderr)
         return 1
-    with emulator:
+    with closing(emulator):
         print(f"Gemini emulator (canned answers) on {emulator.url}", flush=True)
         with suppress(KeyboardInterrupt):
             emulator.closing.wait()
