@@ -4,7 +4,7 @@
 
 Both dialects of a request are read: Gemini's (`STRING`, `nullable`, numbers as strings of digits) and the standard one
 (`$defs`, `$ref`, `anyOf` with null, `const`, lists of types). Not looked at are `pattern`, `not`, `if`, `contains`,
-`uniqueItems`, `patternProperties` and `dependentRequired`: a value may break these.
+`uniqueItems`, `patternProperties` and `dependentRequired`: a value may break these, and a list of more than a hundred.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 from mtllm.emulator.labels import choose_label
 
 _SAID = "canned answer"
-_OPTIONAL_DEPTH = 4
+_OPTIONAL_DEPTH = 6
 """Below so many levels only what must be there is made: a schema that contains itself comes to an end."""
+_MOST_LEVELS = 60
 _MOST_VALUES = 10_000
-_MOST_ITEMS = 1_000
+_MOST_ITEMS = 100
 _LONGEST_STRING = 100_000
 _FORMATS = {
     "date-time": "2000-01-01T00:00:00Z",
@@ -54,7 +55,7 @@ class _Fitting:
 
     def make(self, schema: Any, depth: int) -> Any:
         self._left -= 1
-        if self._left < 0:
+        if self._left < 0 or depth > _MOST_LEVELS:
             return None
         schema = self._resolve(schema)
         if "const" in schema:
@@ -63,7 +64,7 @@ class _Fitting:
             return self._choose(schema["enum"])
         alternatives = _field(schema, "anyOf", list) or _field(schema, "oneOf", list)
         if alternatives:
-            return self.make(self._pick(alternatives, depth), depth)
+            return self.make(self._pick(alternatives, depth), depth + 1)
         return self._make_typed(schema, depth)
 
     def _make_typed(self, schema: Mapping[str, Any], depth: int) -> Any:
@@ -78,17 +79,17 @@ class _Fitting:
             return True
         return None if kind == "null" else _make_string(schema)
 
-    def _resolve(self, schema: Any) -> Mapping[str, Any]:
+    def _resolve(self, schema: Any, level: int = 0) -> Mapping[str, Any]:
         """The schema with its `$ref` followed and its `allOf` merged."""
-        for _ in range(32):
-            if not isinstance(schema, dict):
+        for _ in range(_MOST_LEVELS):
+            if not isinstance(schema, dict) or level > _MOST_LEVELS:
                 return {}
             reference = schema.get("$ref", schema.get("ref"))
             if isinstance(reference, str):
                 beside = {name: value for name, value in schema.items() if name not in ("$ref", "ref")}
                 schema = {**self._find(reference), **beside}
             elif isinstance(schema.get("allOf"), list):
-                schema = self._merge(schema)
+                schema = self._merge(schema, level + 1)
             else:
                 return schema
         return {}
@@ -100,17 +101,15 @@ class _Fitting:
             found = found.get(step) if isinstance(found, dict) else None
         return found if isinstance(found, dict) else {}
 
-    def _merge(self, schema: Mapping[str, Any]) -> dict[str, Any]:
+    def _merge(self, schema: Mapping[str, Any], level: int) -> dict[str, Any]:
         merged = {name: value for name, value in schema.items() if name != "allOf"}
         for part in schema["allOf"][:100]:
-            resolved = self._resolve(part) if self._left > 0 else {}
+            resolved = self._resolve(part, level) if self._left > 0 else {}
             self._left -= 1
             properties = {**_field(merged, "properties", dict), **_field(resolved, "properties", dict)}
             required = [*_field(merged, "required", list), *_field(resolved, "required", list)]
             merged = {**resolved, **merged, "properties": properties, "required": required}
-        if not merged["properties"]:
-            del merged["properties"]
-        return merged
+        return merged if merged.get("properties") else {name: merged[name] for name in merged if name != "properties"}
 
     def _choose(self, values: Sequence[Any]) -> Any:
         labels = [value for value in values if isinstance(value, str)]
