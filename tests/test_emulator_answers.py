@@ -113,7 +113,8 @@ class TestJsonMode:
     def test_the_answer_fits_the_schema_in_either_field(self, emulator: Emulator, field: str) -> None:
         """References, enums, nested objects, arrays, bounds; the enum is chosen by the prompt."""
         validator = pytest.importorskip("jsonschema").Draft202012Validator(self.SCHEMA)
-        body = asking("I hate it", responseMimeType="application/json", **{field: self.SCHEMA})
+        config: dict[str, Any] = {field: self.SCHEMA}
+        body = asking("I hate it", responseMimeType="application/json", **config)
         answer = json.loads(said(answer_to(emulator.url, body)))
         validator.validate(answer)
         assert answer["mood"] == "negative"
@@ -136,10 +137,10 @@ class TestJsonMode:
 
     def test_an_enum_is_bare_or_json_as_asked(self, emulator: Emulator) -> None:
         """text/x.enum gives the word, application/json the word in quotes, from either field."""
-        enum = {"type": "string", "enum": LABELS}
         for field in ("responseSchema", "responseJsonSchema"):
-            bare = asking("I love it", responseMimeType="text/x.enum", **{field: enum})
-            quoted = asking("I love it", responseMimeType="application/json", **{field: enum})
+            config: dict[str, Any] = {field: {"type": "string", "enum": LABELS}}
+            bare = asking("I love it", responseMimeType="text/x.enum", **config)
+            quoted = asking("I love it", responseMimeType="application/json", **config)
             assert said(answer_to(emulator.url, bare)) == "positive"
             assert said(answer_to(emulator.url, quoted)) == '"positive"'
 
@@ -159,6 +160,7 @@ class TestSchemas:
             ({"const": 7}, 7),
             ({"enum": [1, 2]}, 1),
             ({"type": "null"}, None),
+            ({"type": 6, "properties": {"n": {"type": 3}}}, {"n": 1}),
             ({"type": "boolean"}, True),
             ({"type": "integer", "multipleOf": 5, "minimum": 11}, 15),
             ({"type": "integer", "maximum": -3}, -3),

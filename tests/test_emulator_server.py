@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mtllm.emulator import Emulator
-from mtllm.emulator.command import parse_options
+from mtllm.emulator import FAULTS, Emulator
+from mtllm.emulator.command import main, parse_options
 from tests.gemini_client import GeminiClient, answer_to, asking, said
 
 
@@ -115,3 +115,51 @@ class TestLife:
             process.terminate()
             _, complaints = process.communicate(timeout=10)
         assert complaints == ""
+
+
+class TestCommandLine:
+    def test_models_and_faults_are_options(self) -> None:
+        """`--model` and `--fail` may be repeated."""
+        options = ["--port", "0", "--model", "old=closed", "--model", "odd=swapped:new", "--fail", "503@100%"]
+        with parse_options(options) as emulator, GeminiClient(emulator.url) as client:
+            assert client.post("generateContent", asking(), model="old")[0] == 404
+            assert client.post("generateContent", asking(), model="any")[0] == 503
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (["--model", "x=open"], "there are served, closed"),
+            (["--fail", "503"], "such as 429@10%"),
+            (["--fail", "teapot@1%"], "is no fault; there are 400"),
+            (["--fail", "500@60%", "--fail", "503@60%"], "more than 100%"),
+            (["--latency", "-1"], "from 0 to 3600"),
+            (["--port", "x"], "invalid int value"),
+        ],
+    )
+    def test_a_bad_option_is_told(self, options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """Status 2, and a sentence that says what would be right."""
+        with pytest.raises(SystemExit) as left:
+            main(options)
+        assert left.value.code == 2
+        assert words in capsys.readouterr().err
+
+    def test_a_port_in_use_is_told(self, emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+        """Status 1, without a traceback."""
+        assert main(["--port", str(urlsplit(emulator.url).port)]) == 1
+        assert "Try --port 0" in capsys.readouterr().err
+
+    def test_help_names_roles_and_magic(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """What a first reader needs."""
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        told = capsys.readouterr().out
+        assert "swapped:OTHER" in told
+        assert "[[emulate: FAULT]]" in told
+
+    def test_the_faults_are_listed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """A line each, and the page about the emulator has the same lines."""
+        assert main(["--list-faults"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        page = (PROJECT / "docs" / "emulator.md").read_text()
+        assert len(lines) == len(FAULTS)
+        assert all(line in page for line in lines)

@@ -22,6 +22,8 @@ _MOST_LEVELS = 60
 _MOST_VALUES = 10_000
 _MOST_ITEMS = 100
 _LONGEST_STRING = 100_000
+_NUMBERED_KINDS = {1: "string", 2: "number", 3: "integer", 4: "boolean", 5: "array", 6: "object", 7: "null"}
+"""Type as an enum of Google's protocol buffers; google-generativeai sends the number."""
 _FORMATS = {
     "date-time": "2000-01-01T00:00:00Z",
     "date": "2000-01-01",
@@ -156,6 +158,7 @@ def _field(schema: Mapping[str, Any], name: str, kind: type) -> Any:
 
 def _kind(schema: Mapping[str, Any]) -> str:
     kinds = schema.get("type")
+    kinds = _NUMBERED_KINDS.get(kinds, kinds) if isinstance(kinds, int) else kinds
     names = [str(kind).lower() for kind in (kinds if isinstance(kinds, list) else [kinds]) if kind is not None]
     wanted = next((name for name in names if name != "null"), names[0] if names else "")
     if wanted and wanted != "type_unspecified":
