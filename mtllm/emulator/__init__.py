@@ -1,9 +1,9 @@
 """A local server that speaks Gemini's REST protocol, with canned answers that say so; it stands alone.
 
-    wire       HTTP: requests in, responses out
-    calls      what one request asks of Gemini
-    replies    Google's documents and the bytes that carry them
-    labels, schemas, answers      what the offline model says
+    wire                   HTTP: requests in, responses out
+    bodies, calls          what one request asks of Gemini
+    replies                Google's documents and the bytes that carry them
+    labels, schemas, answers    what the offline model says
     models     closed, retired, swapped, overloaded and thinking models
     fault_kinds, faults    failures, and how they are ordered
     offline    all of it as one function from call to reply
@@ -14,7 +14,8 @@ The shapes follow https://ai.google.dev/api/generate-content. docs/emulator.md t
 """
 
 from mtllm.emulator.answers import CannedAnswer, compose
-from mtllm.emulator.calls import GeminiCall, ThinkingWish
+from mtllm.emulator.bodies import ThinkingWish
+from mtllm.emulator.calls import GeminiCall
 from mtllm.emulator.fault_kinds import FAULTS
 from mtllm.emulator.faults import FaultShare, find_order, read_order, read_share
 from mtllm.emulator.models import ModelState, PlayedModel, ThinkingKind, parse_model

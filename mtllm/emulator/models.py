@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from mtllm.emulator.calls import GeminiCall, ThinkingWish
+from mtllm.emulator.bodies import ThinkingWish
+from mtllm.emulator.calls import GeminiCall
 from mtllm.emulator.replies import (
     PER_DAY,
     PER_MINUTE,

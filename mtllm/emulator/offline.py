@@ -7,7 +7,7 @@ canned           the same without any: a good day of the offline model
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from random import Random
@@ -36,14 +36,16 @@ _MOST_REMEMBERED = 10_000
 """Calls whose repetitions are counted, the latest ones."""
 
 
-def canned(call: GeminiCall, *, chunks: int = 4, model: PlayedModel | None = None) -> EmulatedReply:
-    """Return an answer that fits the task and says that it is canned, at most `chunks` pieces when streamed."""
-    model = model or PlayedModel(call.model)
+def canned(call: GeminiCall) -> EmulatedReply:
+    """Return an answer that fits the task and says that it is canned: a good day, under any model's name."""
+    model = PlayedModel(call.model)
     refusal = _refuse(call, model)
-    if refusal is not None:
-        return failed(call, refusal)
+    return failed(call, refusal) if refusal is not None else _answer(call, model, [OFFLINE_MODEL], chunks=4)
+
+
+def _answer(call: GeminiCall, model: PlayedModel, listed: Sequence[str], chunks: int) -> EmulatedReply:
     if call.method == "listModels":
-        return json_reply({"models": [_describe(OFFLINE_MODEL)]})
+        return json_reply({"models": list(map(_describe, listed))})
     if call.method == "getModel":
         return json_reply(_describe(call.model))
     if call.method == "countTokens":
@@ -70,6 +72,8 @@ class OfflineGemini:
         chunks: int = 4,
     ) -> None:
         self._models: Mapping[str, PlayedModel] = {model.name: model for model in models}
+        served = [name for name, model in self._models.items() if model.state is not ModelState.RETIRED]
+        self._listed = tuple(dict.fromkeys([OFFLINE_MODEL, *served]))
         self._faults = tuple(faults)
         if sum(fault.share for fault in self._faults) > 1 + 1e-9:
             raise ValueError("the faults' shares add up to more than 100%")
@@ -87,22 +91,16 @@ class OfflineGemini:
 
     def _reply(self, call: GeminiCall) -> EmulatedReply:
         model = self._models.get(call.model) or PlayedModel(call.model)
-        if call.method == "listModels" and call.key is not None:
-            return json_reply({"models": [_describe(name) for name in self._listed()]})
-        if not call.generates or _refuse(call, model) is not None:
-            return canned(call, model=model)
+        refusal = _refuse(call, model)
+        if refusal is not None:
+            return failed(call, refusal)
         try:
-            order = self._find_order(call)
+            order = self._find_order(call) if call.generates else None
         except ValueError as problem:
             return failed(call, invalid_argument(f"Magic prompt: {problem}."))
         if order is None:
-            return canned(call, chunks=self._chunks, model=model)
-        chunks = self._chunks if call.streams else 1
-        return order.kind.reply(FaultCase(call, model, order.argument, chunks))
-
-    def _listed(self) -> list[str]:
-        played = [model.name for model in self._models.values() if model.state is not ModelState.RETIRED]
-        return [OFFLINE_MODEL, *(name for name in played if name != OFFLINE_MODEL)]
+            return _answer(call, model, self._listed, self._chunks)
+        return order.kind.reply(FaultCase(call, model, order.argument, self._chunks if call.streams else 1))
 
     def _find_order(self, call: GeminiCall) -> FaultOrder | None:
         """The order in the call's last turn, else the fault that the dice have for it."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from http import HTTPStatus
 from typing import BinaryIO
 
@@ -136,6 +137,7 @@ def stream_head(content_type: str, *, chunked: bool) -> bytes:
     return b"%s\r\n%s\r\n\r\n" % (_head(200, content_type), framing)
 
 
+@cache
 def _head(status: int, content_type: str) -> bytes:
     return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {content_type}".encode()
 
