@@ -70,12 +70,12 @@ class GeminiCall:
 
     @property
     def streams(self) -> bool:
-        """Is the answer wanted in pieces."""
+        """Return whether the answer is wanted in pieces."""
         return self.method == "streamGenerateContent"
 
     @property
     def generates(self) -> bool:
-        """Is an answer wanted, and not a count or a list."""
+        """Return whether an answer is wanted, and not a count or a list."""
         return self.method in GENERATING
 
 

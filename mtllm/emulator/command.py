@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from mtllm.emulator.fault_kinds import FAULTS
 from mtllm.emulator.faults import read_share
@@ -19,15 +19,11 @@ _Read = TypeVar("_Read")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until interrupted; return 0, or 1 when the port cannot be had."""
-    options = _parse(argv)
-    if options.list_faults:
-        print(describe_faults())
-        return 0
-    emulator = build(options)
+    emulator = parse_options(argv)
     try:
         emulator.start()
     except OSError as problem:
-        print(f"Cannot listen on {options.host}:{options.port}: {problem.strerror}. Try --port 0.", file=sys.stderr)
+        print(f"Cannot listen on {emulator.url}: {problem.strerror}. Try --port 0.", file=sys.stderr)
         return 1
     with closing(emulator):
         print(f"Gemini emulator (canned answers) on {emulator.url}", flush=True)
@@ -43,19 +39,27 @@ def describe_faults() -> str:
 
 
 def parse_options(argv: Sequence[str] | None) -> Emulator:
-    """Return the emulator, not yet started, that the options describe."""
-    return build(_parse(argv))
-
-
-def build(options: argparse.Namespace) -> Emulator:
-    """Return the emulator, not yet started, that the parsed options describe."""
-    gemini = OfflineGemini(
-        options.model, faults=options.fail, seed=options.seed, latency=options.latency, chunks=options.chunks
-    )
+    """Return the emulator, not yet started, that the options describe; a bad one ends the process with status 2."""
+    parser = _make_parser()
+    options = parser.parse_args(argv)
+    try:
+        gemini = OfflineGemini(
+            options.model, faults=options.fail, seed=options.seed, latency=options.latency, chunks=options.chunks
+        )
+    except ValueError as problem:
+        parser.error(str(problem))
     return Emulator(host=options.host, port=options.port, answer=gemini)
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+class _ListFaults(argparse.Action):
+    """Print the faults and end the process, as --help does with the help."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(describe_faults())
+        parser.exit()
+
+
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mtllm.emulator",
         description="A local server that speaks Gemini's REST protocol and gives canned answers. Any key will do.",
@@ -71,14 +75,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--fail", action="append", default=[], type=_told(read_share), metavar="FAULT@PERCENT%",
         help="a fault that meets a share of the calls, such as 429@10%% or hang:5@1%%, repeatable",
     )  # fmt: skip
-    parser.add_argument("--list-faults", action="store_true", help="list the faults and leave")
+    parser.add_argument("--list-faults", action=_ListFaults, nargs=0, help="list the faults and leave")
     parser.add_argument("--seed", type=int, default=0, help="which calls the faults meet (default: 0)")
     parser.add_argument("--latency", type=_seconds, default=0.0, help="seconds before each piece of an answer")
     parser.add_argument("--chunks", type=int, default=4, help="pieces of a streamed answer (default: 4)")
-    options = parser.parse_args(argv)
-    if sum(fault.share for fault in options.fail) > 1 + 1e-9:
-        parser.error("the shares of --fail add up to more than 100%")
-    return options
+    return parser
 
 
 def _told(read: Callable[[str], _Read]) -> Callable[[str], _Read]:

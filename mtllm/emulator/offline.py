@@ -76,7 +76,7 @@ class OfflineGemini:
         self._listed = tuple(dict.fromkeys([OFFLINE_MODEL, *served]))
         self._faults = tuple(faults)
         if sum(fault.share for fault in self._faults) > 1 + 1e-9:
-            raise ValueError("the faults' shares add up to more than 100%")
+            raise ValueError("the shares of the faults add up to more than 100%")
         self._seed = seed
         self._latency = latency
         self._chunks = chunks

@@ -59,7 +59,7 @@ class Emulator:
 
     @property
     def url(self) -> str:
-        """Where it serves, such as http://127.0.0.1:9100; known once started."""
+        """Return where it serves, such as http://127.0.0.1:9100; known once started."""
         return f"http://{self._host}:{self._port}"
 
     def start(self) -> Self:
