@@ -80,6 +80,8 @@ class TestStates:
         """In modelVersion, without an error."""
         _, payload = client.post("generateContent", asking(), model="swapped")
         assert payload["modelVersion"] == "another"
+        odd = asking("[[emulate: thoughts:5]]")
+        assert client.post("generateContent", odd, model="swapped")[1]["modelVersion"] == "another"
 
     def test_models_that_are_not_in_the_table_answer(self, client: GeminiClient) -> None:
         """Any name does, and a thinkingConfig is taken without a word."""

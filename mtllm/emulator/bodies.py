@@ -33,9 +33,6 @@ class ThinkingWish:
     shows: bool = False
     """The thoughts are wanted as parts of the answer."""
 
-    def __bool__(self) -> bool:
-        return self.budget is not None or self.level is not None
-
 
 @dataclass(frozen=True, slots=True)
 class DeclaredFunction:

@@ -79,7 +79,7 @@ class FaultCase:
         return b"".join(piece for piece in answered(self.call, self.payloads).pieces if isinstance(piece, bytes))
 
 
-Reply = Callable[[FaultCase], EmulatedReply]
+MakeReply = Callable[[FaultCase], EmulatedReply]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class FaultKind:
     name: str
     does: str
     """What a client meets, in a clause."""
-    reply: Reply
+    reply: MakeReply
     default: str = ""
     """The argument when none is given."""
     takes: str = ""
@@ -99,12 +99,12 @@ class FaultKind:
 # Errors in Google's words
 
 
-def _fail_with(code: int, message: str, *details: Mapping[str, Any]) -> Reply:
+def _fail_with(code: int, message: str, *details: Mapping[str, Any]) -> MakeReply:
     error = failure(code, STATUS_NAMES[code], message, *details)
     return lambda case: failed(case.call, error)
 
 
-def _fail_as(refuse: Callable[[PlayedModel], Mapping[str, Any]]) -> Reply:
+def _fail_as(refuse: Callable[[PlayedModel], Mapping[str, Any]]) -> MakeReply:
     return lambda case: failed(case.call, refuse(case.model))
 
 
@@ -138,7 +138,7 @@ def _make_error(case: FaultCase) -> dict[str, Any]:
 # Odd answers
 
 
-def _change_answer(change: Callable[[FaultCase, list[dict[str, Any]]], Iterable[Any]]) -> Reply:
+def _change_answer(change: Callable[[FaultCase, list[dict[str, Any]]], Iterable[Any]]) -> MakeReply:
     return lambda case: answered(case.call, change(case, case.payloads))
 
 
@@ -168,7 +168,7 @@ def _say(case: FaultCase) -> EmulatedReply:
     return answered(case.call, split_answer(case.call, case.model, said, case.chunks))
 
 
-def _spend(*fields: str) -> Reply:
+def _spend(*fields: str) -> MakeReply:
     """The answer with so many tokens more in these fields of its usage."""
 
     def change(case: FaultCase, payloads: list[dict[str, Any]]) -> Iterator[Any]:
@@ -183,7 +183,7 @@ def _spend(*fields: str) -> Reply:
 _cache_prompt = _spend("promptTokenCount", "cachedContentTokenCount")
 
 
-def _without(*names: str, of_candidate: bool = False) -> Reply:
+def _without(*names: str, of_candidate: bool = False) -> MakeReply:
     def change(_case: FaultCase, payloads: list[dict[str, Any]]) -> Iterator[Any]:
         for payload in payloads:
             where = payload["candidates"][0] if of_candidate else payload
@@ -213,7 +213,7 @@ def _say_nothing(case: FaultCase) -> EmulatedReply:
 # Broken wires
 
 
-def _send(body: bytes, content_type: str = JSON_TYPE, status: int = 200) -> Reply:
+def _send(body: bytes, content_type: str = JSON_TYPE, status: int = 200) -> MakeReply:
     return lambda _case: EmulatedReply((http_response(status, content_type, body),))
 
 

@@ -50,8 +50,7 @@ def _answer(call: GeminiCall, model: PlayedModel, listed: Sequence[str], chunks:
         return json_reply(_describe(call.model))
     if call.method == "countTokens":
         return json_reply({"totalTokens": prompt_tokens(call)})
-    seen = replace(call, model=model.answered_by) if model.answered_by else call
-    return answered(call, split_answer(seen, model, compose(call, model), chunks if call.streams else 1))
+    return answered(call, split_answer(call, model, compose(call, model), chunks if call.streams else 1))
 
 
 class OfflineGemini:
@@ -94,6 +93,8 @@ class OfflineGemini:
         refusal = _refuse(call, model)
         if refusal is not None:
             return failed(call, refusal)
+        if model.answered_by and call.generates:
+            call = replace(call, model=model.answered_by)
         try:
             order = self._find_order(call) if call.generates else None
         except ValueError as problem:
