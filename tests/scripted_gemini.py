@@ -4,7 +4,7 @@
         ...                         # point the client at gemini.url
         assert gemini.count == 2
 
-A step is a function of the server and the call. Steps that answer: `text`, `finished`, `blocked_prompt`,
+A step is a function of the server and the call. Steps that answer: `text`, `finished`, `played`, `blocked_prompt`,
 `no_candidates`, `stream`, `offline`. Steps that fail in Gemini's way: `status`, `invalid_key`. Steps that break the
 protocol: `garbage`, `wrong_content_type`, `empty_body`. Steps made of other steps: `cut`, `drip`, `slow_headers`,
 `after`. And `hang`. No step outlives the server's close.
@@ -24,7 +24,9 @@ from mtllm.emulator import (
     EmulatedReply,
     Emulator,
     GeminiCall,
+    OfflineGemini,
     Piece,
+    PlayedModel,
     Usage,
     answered,
     candidate,
@@ -37,6 +39,7 @@ from mtllm.emulator import (
     json_reply,
     prompt_tokens,
     quota_failure,
+    refuse_model,
     retry_info,
     token_count,
 )
@@ -163,6 +166,21 @@ def offline() -> Step:
         if call.key and call.generates:
             gemini.bill(Usage(prompt=prompt_tokens(call), candidates=compose(call).tokens))
         return canned(call)
+
+    return step
+
+
+def played(*models: PlayedModel) -> Step:
+    """The offline model under several names, each as its table says; what is answered is billed, thoughts included."""
+    table = {model.name: model for model in models}
+    offline_gemini = OfflineGemini(models)
+
+    def step(gemini: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
+        model = table.get(call.model, PlayedModel(call.model))
+        if call.key and call.generates and refuse_model(model, call) is None:
+            answer = compose(call, model)
+            gemini.bill(Usage(prompt=prompt_tokens(call), candidates=answer.tokens, thoughts=answer.thoughts))
+        return offline_gemini(call)
 
     return step
 

@@ -9,7 +9,7 @@ from threading import Event, Semaphore
 
 import pytest
 
-from mtllm.emulator import Usage
+from mtllm.emulator import Usage, parse_model
 from tests import scripted_gemini as play
 from tests.gemini_client import GeminiClient, answer_to, asking, events, said
 from tests.scripted_gemini import CUT, IDLE, Fault, ScriptedGemini
@@ -79,6 +79,15 @@ class TestScript:
             client.post("countTokens", asking())
         reported = plain["usageMetadata"]["totalTokenCount"] + pieces[-1]["usageMetadata"]["totalTokenCount"]
         assert gemini.delivered.total == reported
+
+    def test_played_models_are_billed_for_what_they_answer(self) -> None:
+        """Thoughts included; a refusal costs nothing."""
+        models = (parse_model("old=closed"), parse_model("new=level"))
+        with ScriptedGemini(default=play.played(*models)) as gemini, GeminiClient(gemini.url) as client:
+            assert client.post("generateContent", asking(), model="old")[0] == 404
+            assert gemini.delivered == Usage()
+            usage = client.post("generateContent", asking(), model="new")[1]["usageMetadata"]
+        assert (gemini.delivered.thoughts, gemini.delivered.total) == (256, usage["totalTokenCount"])
 
     @pytest.mark.parametrize(
         ("step", "content"),

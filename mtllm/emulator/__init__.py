@@ -18,7 +18,7 @@ from mtllm.emulator.bodies import ThinkingWish
 from mtllm.emulator.calls import GeminiCall
 from mtllm.emulator.fault_kinds import FAULTS
 from mtllm.emulator.faults import FaultShare, find_order, read_order, read_share
-from mtllm.emulator.models import ModelState, PlayedModel, ThinkingKind, parse_model
+from mtllm.emulator.models import ModelState, PlayedModel, ThinkingKind, parse_model, refuse_model
 from mtllm.emulator.offline import OFFLINE_MODEL, OfflineGemini, canned
 from mtllm.emulator.replies import (
     PER_DAY,
@@ -48,7 +48,7 @@ from mtllm.emulator.wire import http_response
 __all__ = [
     "Emulator", "OfflineGemini", "canned", "OFFLINE_MODEL",
     "GeminiCall", "ThinkingWish", "CannedAnswer", "compose",
-    "PlayedModel", "ModelState", "ThinkingKind", "parse_model",
+    "PlayedModel", "ModelState", "ThinkingKind", "parse_model", "refuse_model",
     "FAULTS", "FaultShare", "read_share", "read_order", "find_order",
     "EmulatedReply", "Piece", "Pause", "Reset", "Usage",
     "answered", "candidate", "blocked_prompt", "failed", "failure", "json_reply", "json_bytes", "http_response",
