@@ -1,14 +1,14 @@
 """A local server that speaks Gemini's REST protocol, with canned answers that say so; it stands alone.
 
-    wire                   HTTP: requests in, responses out
-    bodies, calls          what one request asks of Gemini
-    replies                Google's documents and the bytes that carry them
+    wire                        HTTP: requests in, responses out
+    bodies, calls               what one request asks of Gemini
+    replies                     Google's documents and the bytes that carry them
     labels, schemas, answers    what the offline model says
-    models     closed, retired, swapped, overloaded and thinking models
-    fault_kinds, faults    failures, and how they are ordered
-    offline    all of it as one function from call to reply
-    server     that function behind a port
-    command    `python -m mtllm.emulator`
+    models                      closed, retired, swapped, overloaded and thinking models
+    fault_kinds, faults         failures, and how they are ordered
+    offline                     all of it as one function from call to reply
+    server                      that function behind a port
+    command                     `python -m mtllm.emulator`
 
 The shapes follow https://ai.google.dev/api/generate-content. docs/emulator.md tells how to use it.
 """
