@@ -21,6 +21,7 @@ from threading import Lock
 from typing import Any, Generic, NamedTuple, Protocol, TypedDict, TypeVar, overload
 
 from mtllm.domain.completion import CacheHit, StoredAnswer
+from mtllm.domain.money import TokenUsage
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -363,8 +364,8 @@ class ResponseCache:
         answer = found.answer
         return {
             "response": json.loads(answer.body),
-            "input_tokens": answer.input_tokens,
-            "output_tokens": answer.output_tokens,
+            "input_tokens": answer.usage.input,
+            "output_tokens": answer.usage.output,
             "cost": answer.cost / NANODOLLARS,
             "cached_at": answer.stored_at,
         }
@@ -387,8 +388,7 @@ class ResponseCache:
         """
         answer = StoredAnswer(
             body=json.dumps(response).encode(),
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
+            usage=TokenUsage(input_tokens, output_tokens),
             cost=round(cost * NANODOLLARS),
             model=str(what_else.get("model", "")),
             finish_reason="stop",

@@ -22,6 +22,8 @@ from mtllm.billing.redis_spend import SharedSpend
 from mtllm.billing.tokens import DriftMeter, TokenCounter
 from mtllm.caching.journal import ResponseJournal
 from mtllm.caching.redis_tier import TieredCache
+from mtllm.completions.answers import StoredAnswers
+from mtllm.completions.attempts import Attempts
 from mtllm.completions.service import Completions
 from mtllm.domain.money import NANO
 from mtllm.gemini.client import Gemini
@@ -196,10 +198,7 @@ class Service:
                 self._report(*self._early.pop(0))
 
     def _completions(self, pool: ThreadPoolExecutor) -> Completions:
-        return Completions(
-            self.settings.gemini_model,
-            self.model,
-            self.cache,
+        attempts = Attempts(
             self.recorder,
             admission=self.admission,
             breaker=self.breaker,
@@ -209,9 +208,17 @@ class Service:
                 monotonic=self.monotonic,
                 wait=self._closing.wait,
             ),
+            clock=self.clock,
+            monotonic=self.monotonic,
+        )
+        return Completions(
+            self.settings.gemini_model,
+            self.model,
+            StoredAnswers(self.cache, self.recorder),
+            attempts,
+            admission=self.admission,
             pool=pool,
             key_scoped=self.settings.cache_scope == "key",
-            clock=self.clock,
             monotonic=self.monotonic,
         )
 

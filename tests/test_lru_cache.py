@@ -12,6 +12,7 @@ import pytest
 
 from lru_cache import LRUCache, RateLimitCache, ResponseCache
 from mtllm.domain.completion import StoredAnswer
+from mtllm.domain.money import TokenUsage
 from tests.fakes import FakeClock
 
 Request = tuple[str, str, dict[str, Any]]
@@ -278,7 +279,7 @@ class TestLRUCache:
 
 
 def answer(stored_at: float = 1_000_000.0, body: bytes = b'{"generated_text": "hi"}') -> StoredAnswer:
-    return StoredAnswer(body, 8, 425, 170_800, "gemini-2.5-flash-lite", "stop", stored_at)
+    return StoredAnswer(body, TokenUsage(8, 425), 170_800, "gemini-2.5-flash-lite", "stop", stored_at)
 
 
 class RecordingJournal:

@@ -24,6 +24,8 @@ class AnswerStream(Protocol):
 class Model(Protocol):
     """What the flow needs of a model. `deadline` is in monotonic seconds; failures are `UpstreamFailure`s."""
 
+    @property
+    def model(self) -> str: ...
     def generate(self, instruction: Instruction, *, deadline: float) -> Answer: ...
     def stream(
         self, instruction: Instruction, *, gap_seconds: float, deadline: float, first_seconds: float

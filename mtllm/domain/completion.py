@@ -1,14 +1,15 @@
-"""How a request ended, and what its caller wished of the cache."""
+"""How a request ended, and what its caller asked of the cache."""
 
 from __future__ import annotations
 
 import enum
+import json
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mtllm.domain.errors import ApiError
-from mtllm.domain.money import NOTHING, Receipt, TokenUsage
+from mtllm.domain.money import NOTHING, Charge, Receipt, TokenUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,9 @@ class CacheControl:
     no_store: bool = False
     only_if_cached: bool = False
     max_age: float | None = None
+
+
+NO_CACHE_CONTROL = CacheControl()
 
 
 class Origin(enum.Enum):
@@ -37,7 +41,7 @@ class Completion:
 
     For a hit the receipt has the stored answer's tokens and no costs; `saved` is what it would have cost
     (nano-dollars).
-    `age` and `ttl` are seconds; a negative ttl is a stale answer's. `kept`: the answer was stored.
+    `age` and `ttl` are seconds; a negative ttl is a stale answer's. `stored`: the answer was put into the cache.
     """
 
     origin: Origin
@@ -47,12 +51,12 @@ class Completion:
     saved: int = 0
     age: float = 0.0
     ttl: float = 0.0
-    kept: bool = False
+    stored: bool = False
     queue_seconds: float = 0.0
 
     @property
     def cached(self) -> bool:
-        """The caller pays nothing for this answer."""
+        """Return whether the caller pays nothing for this answer."""
         return self.origin in _FREE
 
 
@@ -79,7 +83,7 @@ class Instruction:
 
     @property
     def text(self) -> str:
-        """All the words that are sent, for counting tokens."""
+        """Return all the words that are sent, for counting tokens."""
         return "\n".join((self.system or "", self.prompt, *self.labels))
 
 
@@ -98,20 +102,44 @@ class Answer:
     failure: ApiError | None = None
 
 
+def render_body(answer_field: str, text: str, answer: Answer, charge: Charge) -> bytes:
+    """Return the JSON body of a 200, ready to send. The answer comes first; `StoredAnswer.text` relies on that."""
+    usage = charge.amount.usage
+    body: dict[str, Any] = {
+        answer_field: text,
+        "model": answer.model,
+        "finish_reason": answer.finish_reason.value,
+        "usage": {
+            "input_tokens": usage.input,
+            "output_tokens": usage.output,
+            "source": "tiktoken" if charge.estimated else "gemini",
+        },
+    }
+    if charge.estimated:
+        body["estimated"] = True
+    if charge.unpriced:
+        body["unpriced"] = True
+    return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:
     """One answer as it is kept: ready to send, with what its headers and the ledger need."""
 
     body: bytes
     """The JSON body of the 200, ready to send."""
-    input_tokens: int
-    output_tokens: int
+    usage: TokenUsage
     cost: int
     """What it cost when it was bought, in nano-dollars."""
     model: str
     finish_reason: str
     stored_at: float
     """Epoch seconds."""
+
+    @property
+    def text(self) -> str:
+        """Return the answer itself, read from the body."""
+        return str(next(iter(json.loads(self.body).values())))
 
 
 class CacheHit(NamedTuple):  # made at every hit, and a NamedTuple takes a third of the time of a frozen dataclass

@@ -26,6 +26,11 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, ClassVar
 
+MAX_REPORTED_FIELDS = 20
+"""Bad fields that one answer names at most."""
+MAX_FIELD_NAME_CHARS = 100
+"""Characters that an answer repeats of a field's name at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
@@ -173,10 +178,14 @@ class InternalError(ApiError):
 
 
 class Abandoned(ApiError):
-    """The client went away before its answer was complete; nobody reads this, but log and ledger tell it."""
+    """The client went away before its answer was complete. It is for log and ledger; `maybe_billed` as below."""
 
     status, code = 499, "abandoned"
     sentence = "The client went away before the answer was complete."
+
+    def __init__(self, *, maybe_billed: bool = False) -> None:
+        super().__init__()
+        self.maybe_billed = maybe_billed
 
 
 class NotCached(ApiError):
@@ -311,8 +320,13 @@ class UpstreamTimeout(UpstreamFailure):
     sentence = "Gemini did not answer in time."
 
 
-def caused_by(defect: Exception) -> InternalError:
-    """The error that a client gets for a defect of ours, which stays its cause for the log."""
+def may_be_billed(failure: BaseException) -> bool:
+    """Return whether Gemini may charge for a call that ended with `failure`; of a defect of ours nobody knows."""
+    return failure.maybe_billed if isinstance(failure, UpstreamFailure | Abandoned) else True
+
+
+def wrap_defect(defect: Exception) -> InternalError:
+    """Return the error that a client gets for a defect of ours, which stays its cause for the log."""
     error = InternalError()
     error.__cause__ = defect
     return error
@@ -324,9 +338,3 @@ def as_json(error: ApiError, request_id: str) -> dict[str, Any]:
     if error.details:
         body["details"] = [{"field": detail.field, "message": detail.message} for detail in error.details]
     return body
-
-
-MAX_REPORTED_FIELDS = 20
-
-
-MAX_FIELD_NAME_CHARS = 100

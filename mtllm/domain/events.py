@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mtllm.domain.completion import Origin, StoredAnswer
 from mtllm.domain.findings import Finding
+from mtllm.domain.money import NO_AMOUNT, Amount
 
 Fact = str | float | bool | None
 
@@ -14,9 +16,9 @@ class RequestEvent:
     """One finished request, as its edge saw it; every log line of the request is made from this.
 
     Times in seconds (`timestamp` since the epoch), money in nano-dollars. `cached` is None when there was no
-    completion. `prompt` and `answer` are only references: the writer shows of them what LOG_PROMPTS allows; an `answer`
-    in bytes is a JSON body, whose first value it is. `fault` is the exception behind a 500. `note` is a sentence for
-    the operator, on the error line.
+    completion. `amount`: what all attempts together used and cost. `prompt` and `answer` are only references: the
+    writer shows of them what LOG_PROMPTS allows. `fault` is the exception behind a 500. `note` is a sentence for the
+    operator, on the error line.
     """
 
     request_id: str
@@ -32,11 +34,8 @@ class RequestEvent:
     task: str | None = None
     model: str | None = None
     cached: bool | None = None
-    input_tokens: int = 0
-    output_tokens: int = 0
-    input_cost: int = 0
-    output_cost: int = 0
-    total_cost: int = 0
+    origin: Origin = Origin.NONE
+    amount: Amount = NO_AMOUNT
     saved: int = 0
     attempts: int = 0
     queue_seconds: float = 0.0
@@ -44,7 +43,7 @@ class RequestEvent:
     request_bytes: int = 0
     response_bytes: int = 0
     prompt: str | None = None
-    answer: str | bytes | None = None
+    answer: StoredAnswer | str | None = None
     findings: tuple[Finding, ...] = ()
     fault: BaseException | None = None
     note: str | None = None

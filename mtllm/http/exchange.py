@@ -31,6 +31,7 @@ class Exchange:
         "key",
         "length",
         "pending",
+        "request_bytes",
         "request_id",
         "started",
         "status",
@@ -48,6 +49,7 @@ class Exchange:
         self.request_id = headers.request_id(environ.get("HTTP_X_REQUEST_ID"))
         self.trace_id = headers.trace_id(environ.get("HTTP_TRACEPARENT"))
         self.status = 0
+        self.request_bytes = 0
         self.length: int | None = None
         self.key: ApiKey | None = None
         self.task: Task | None = None
@@ -99,7 +101,7 @@ class Exchange:
             trace_id=self.trace_id,
             user_agent=environ.get("HTTP_USER_AGENT"),
             task=self.task.name if self.task else None,
-            request_bytes=job.body_bytes if job else 0,
+            request_bytes=self.request_bytes,
             response_bytes=response_bytes,
             prompt=job.instruction.prompt if job else None,
             findings=self.findings,
@@ -111,14 +113,11 @@ class Exchange:
             event.attempts = receipt.attempts
             event.queue_seconds = completion.queue_seconds
             event.upstream_seconds = receipt.upstream_seconds
-            event.input_tokens = receipt.input_tokens
-            event.output_tokens = receipt.output_tokens
-            event.input_cost = receipt.input_cost
-            event.output_cost = receipt.output_cost
-            event.total_cost = receipt.total_cost
+            event.origin = completion.origin
+            event.amount = receipt.amount
             event.saved = completion.saved
             if answer is not None:
                 event.model = answer.model
-                event.answer = answer.body
+                event.answer = answer
                 event.cached = completion.cached
         return event

@@ -7,7 +7,7 @@ import re
 from math import ceil
 from random import Random
 
-from mtllm.domain.completion import CacheControl, Completion, Origin
+from mtllm.domain.completion import NO_CACHE_CONTROL, CacheControl, Completion, Origin
 from mtllm.domain.limits import Verdict
 from mtllm.domain.money import format_usd
 from mtllm.ratelimit.limiter import limit_header, policy_header
@@ -107,21 +107,19 @@ def cache_control(cache_control: str | None) -> CacheControl:
     )
 
 
-NO_CACHE_CONTROL = CacheControl()
-
-
 def money(completion: Completion | None, overall: int) -> Headers:
     """Costs and tokens; zeros where there was no completion. `overall` is nano-dollars since the start."""
     if completion is None:
         return [*_NOTHING, ("X-Cost-Overall", format_usd(overall))]
-    receipt = completion.receipt
+    usage, cost = completion.receipt.amount.usage, completion.receipt.amount.cost
+    total = cost.total
     return [
-        ("X-Cost-Input", format_usd(receipt.input_cost)),
-        ("X-Cost-Output", format_usd(receipt.output_cost)),
-        ("X-Cost-Total", format_usd(receipt.total_cost)),
-        ("X-Cost-Nanodollars", str(receipt.total_cost)),
-        ("X-Tokens-Input", str(receipt.input_tokens)),
-        ("X-Tokens-Output", str(receipt.output_tokens)),
+        ("X-Cost-Input", format_usd(cost.input)),
+        ("X-Cost-Output", format_usd(cost.output)),
+        ("X-Cost-Total", format_usd(total)),
+        ("X-Cost-Nanodollars", str(total)),
+        ("X-Tokens-Input", str(usage.input)),
+        ("X-Tokens-Output", str(usage.output)),
         ("X-Cached", "true" if completion.cached else "false"),
         ("X-Cost-Overall", format_usd(overall)),
     ]
@@ -151,7 +149,7 @@ def _cache_status(completion: Completion) -> str:
         return f"{CACHE_NAME}; hit; ttl={int(completion.ttl) if completion.ttl >= 0 else min(-1, int(completion.ttl))}"
     if completion.origin is Origin.SHARED:
         return f"{CACHE_NAME}; fwd=miss; collapsed"
-    return f"{CACHE_NAME}; fwd=miss; stored" if completion.kept else f"{CACHE_NAME}; fwd=miss"
+    return f"{CACHE_NAME}; fwd=miss; stored" if completion.stored else f"{CACHE_NAME}; fwd=miss"
 
 
 def limits(verdict: Verdict) -> Headers:

@@ -98,19 +98,18 @@ def _end(exchange: Exchange, completion: Completion) -> Iterator[bytes]:
         yield b"event: error\n" + _data(errors.as_json(completion.error, exchange.request_id))
         return
     assert completion.answer is not None  # noqa: S101  # an answer or an error, by construction
-    answer = json.loads(completion.answer.body)
     if completion.cached:
-        yield _data({"delta": next(iter(answer.values()))})
-    yield b"event: done\n" + _data(answer | {"cost": _cost(completion)})
+        yield _data({"delta": completion.answer.text})
+    yield b"event: done\n" + _data(json.loads(completion.answer.body) | {"cost": _cost(completion)})
 
 
 def _cost(completion: Completion) -> dict[str, Any]:
-    receipt = completion.receipt
+    cost = completion.receipt.amount.cost
     return {
-        "input": format_usd(receipt.input_cost),
-        "output": format_usd(receipt.output_cost),
-        "total": format_usd(receipt.total_cost),
-        "nanodollars": receipt.total_cost,
+        "input": format_usd(cost.input),
+        "output": format_usd(cost.output),
+        "total": format_usd(cost.total),
+        "nanodollars": cost.total,
     }
 
 
