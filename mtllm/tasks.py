@@ -123,7 +123,7 @@ def _as_is(_instruction: Instruction, answer: Answer) -> str:
 _FENCE = re.compile(r"\A\s*(?P<ticks>`{3,})[^\n`]*\n")
 
 
-def unfenced(text: str, *, truncated: bool = False) -> str:
+def strip_fence(text: str, *, truncated: bool = False) -> str:
     """Return the code inside one fenced block that wraps all of `text`; anything else comes back as it is.
 
     With `truncated`, a block whose closing fence was cut off counts as wrapping too.
@@ -140,7 +140,7 @@ def unfenced(text: str, *, truncated: bool = False) -> str:
 
 
 def _code_only(_instruction: Instruction, answer: Answer) -> str:
-    return unfenced(answer.text, truncated=answer.finish_reason is FinishReason.MAX_TOKENS)
+    return strip_fence(answer.text, truncated=answer.finish_reason is FinishReason.MAX_TOKENS)
 
 
 def _one_of_the_labels(instruction: Instruction, answer: Answer) -> str:
@@ -259,14 +259,14 @@ def parse(task: Task, body: bytes, *, max_chars: int) -> Job:
     try:
         request = task.request_model.model_validate_json(body)
     except ValidationError as error:
-        raise _readable(error) from None
+        raise _explain(error) from None
     instruction = task.instruct(request)
     if len(instruction.prompt) > max_chars:
         raise InvalidRequest(details=(FieldError(task.prompt_field, f"must have at most {max_chars} characters"),))
     return Job(task, instruction, getattr(request, "stream", False), len(body))
 
 
-def _readable(error: ValidationError) -> ApiError:
+def _explain(error: ValidationError) -> ApiError:
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     if problems[0]["type"] == "json_invalid":
         where = problems[0]["msg"].removeprefix("Invalid JSON: ")  # what was expected, line and column; quotes nothing

@@ -11,7 +11,8 @@ import pytest
 
 from lru_cache import RateLimitCache
 from mtllm.domain.limits import Limit, Verdict, parse_limits
-from mtllm.ratelimit.limiter import RateLimiter, limit_header, policy_header
+from mtllm.http.headers import limit_header, policy_header
+from mtllm.ratelimit.limiter import RateLimiter
 from tests.fakes import FakeClock
 
 MINUTE = Limit(3, 60)

@@ -24,7 +24,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, ClassVar
+from typing import ClassVar
 
 MAX_REPORTED_FIELDS = 20
 """Bad fields that one answer names at most."""
@@ -64,15 +64,15 @@ class ApiError(Exception):
 
     @property
     def message(self) -> str:
-        """The sentence shown to the caller."""
+        """Return the sentence shown to the caller."""
         return str(self.args[0])
 
     def __str__(self) -> str:
-        """The sentence and the details, for those who call from Python."""
+        """Return the sentence and the details, for those who call from Python."""
         return " ".join((self.message, *(f"{detail.field}: {detail.message}." for detail in self.details)))
 
     def headers(self) -> Mapping[str, str]:
-        """The headers this error brings along, beside those of every response."""
+        """Return the headers of this error, beside those of every response."""
         if self.retry_after is None:
             return {}
         return {"Retry-After": str(max(1, ceil(self.retry_after)))}
@@ -131,7 +131,7 @@ class MethodNotAllowed(ApiError):
         self.allow = allow
 
     def headers(self) -> Mapping[str, str]:
-        """`Allow` (RFC 9110, section 10.2.1)."""
+        """Return `Allow` (RFC 9110, section 10.2.1)."""
         return {"Allow": ", ".join(sorted(self.allow))}
 
 
@@ -330,11 +330,3 @@ def wrap_defect(defect: Exception) -> InternalError:
     error = InternalError()
     error.__cause__ = defect
     return error
-
-
-def as_json(error: ApiError, request_id: str) -> dict[str, Any]:
-    """The body of every error: a sentence, a code, the request's id, and for a bad request the bad fields."""
-    body: dict[str, Any] = {"error": error.message, "code": error.code, "request_id": request_id}
-    if error.details:
-        body["details"] = [{"field": detail.field, "message": detail.message} for detail in error.details]
-    return body

@@ -6,7 +6,6 @@ path is fixed, its body is JSON bytes, its answer is ready bytes. Everything els
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -14,11 +13,13 @@ from mtllm.domain import errors
 from mtllm.domain.caller import Caller
 from mtllm.domain.completion import CacheControl, Completion
 from mtllm.domain.errors import ApiError
-from mtllm.http import headers, sse
+from mtllm.http import sse
+from mtllm.http.error_body import error_body
 from mtllm.http.exchange import Exchange
 from mtllm.http.guard import Guard
 from mtllm.http.headers import Headers
 from mtllm.http.lifecycle import Lifecycle
+from mtllm.http.request import read_cache_control
 from mtllm.security.access import Access, challenge
 from mtllm.settings import Settings
 from mtllm.tasks import Job, Task, parse
@@ -64,7 +65,7 @@ class TaskEndpoint:
         self._admit(exchange)
         body = _read_body(exchange, self._settings.max_request_bytes)
         exchange.job = job = parse(task, body, max_chars=self._settings.max_prompt_chars)
-        cache_control = headers.cache_control(exchange.environ.get("HTTP_CACHE_CONTROL"))
+        cache_control = read_cache_control(exchange.environ.get("HTTP_CACHE_CONTROL"))
         key = exchange.key
         caller = Caller(exchange.request_id, exchange.account, key.name if key else None, self._service.budgets(key))
         if job.stream:
@@ -109,7 +110,7 @@ def refusal(exchange: Exchange, error: ApiError) -> Reply:
     more = list(error.headers().items())
     if error.status == 401:
         more.append(("WWW-Authenticate", challenge(exchange.environ.get("PATH_INFO", ""))))
-    return Reply(error.status, json.dumps(errors.as_json(error, exchange.request_id)).encode(), JSON, more)
+    return Reply(error.status, error_body(error, exchange.request_id), JSON, more)
 
 
 def _read_body(exchange: Exchange, limit: int) -> bytes:

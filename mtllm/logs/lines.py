@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -18,6 +17,7 @@ from typing import Final, Literal
 from mtllm.domain.completion import StoredAnswer
 from mtllm.domain.events import Fact, Operation, RequestEvent
 from mtllm.domain.money import exact_usd
+from mtllm.domain.times import rfc3339_milliseconds
 from mtllm.security.redaction import Redactor
 
 PromptLogging = Literal["off", "preview", "full"]
@@ -79,7 +79,7 @@ class Lines:
         """What every line of a request says."""
         trace = f',"trace_id":{self._id(event.trace_id)}' if event.trace_id else ""
         return (
-            f'{{"timestamp":"{_rfc3339(event.timestamp)}","request_id":{self._id(event.request_id)}'
+            f'{{"timestamp":"{rfc3339_milliseconds(event.timestamp)}","request_id":{self._id(event.request_id)}'
             f',"client":{self._name(event.client)}{trace},"method":{self._name(event.method[: self._kept])}'
             f',"path":{self._text(event.path[: self._kept])},"status":{event.status},"task":{self._name(event.task)}'
             f',"model":{self._name(event.model)},"cached":{_flag(event.cached)}'
@@ -131,7 +131,7 @@ class Lines:
         facts = "".join(f",{quote(name)}:{self._fact(value)}" for name, value in operation.facts[:MAX_FACTS])
         message = self._redactor.shown(operation.message, TEXT_BYTES)
         return (
-            f'{{"timestamp":"{_rfc3339(operation.timestamp)}","request_id":null,"client":null'
+            f'{{"timestamp":"{rfc3339_milliseconds(operation.timestamp)}","request_id":null,"client":null'
             f',"event":{self._name(operation.event)},"message":{message}{facts}}}\n'
         )
 
@@ -177,17 +177,6 @@ def _dollars(nanodollars: int) -> str:
 
 def _number(value: float) -> str:
     return repr(value) if isfinite(value) else f'"{value}"'  # JSON has no infinity
-
-
-def _rfc3339(timestamp: float) -> str:
-    """`2026-01-31T12:00:00.250Z`: UTC with milliseconds."""
-    seconds, milliseconds = divmod(int(timestamp * 1000), 1000)
-    return f"{_second(seconds)}.{milliseconds:03d}Z"
-
-
-@lru_cache(maxsize=4)
-def _second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def traceback_of(error: BaseException | None, *, with_messages: bool) -> str | None:

@@ -23,6 +23,7 @@ from mtllm.domain import errors
 from mtllm.domain.completion import Answer, render_body
 from mtllm.domain.errors import ApiError, FieldError
 from mtllm.domain.money import Amount, Charge, TokenUsage
+from mtllm.http.error_body import error_body
 from mtllm.ledger.ledger import GroupBy
 from mtllm.pages import samples
 from mtllm.pages.swagger import DOCUMENT_PATH
@@ -193,7 +194,7 @@ def _example_of(error: type[ApiError]) -> ApiError:
 
 
 def _error_example(error: type[ApiError]) -> Json:
-    return {"summary": error.sentence, "value": errors.as_json(_example_of(error), samples.REQUEST_ID)}
+    return {"summary": error.sentence, "value": json.loads(error_body(_example_of(error), samples.REQUEST_ID))}
 
 
 def _header(header: schemas.Header) -> Json:

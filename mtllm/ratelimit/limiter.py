@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from functools import lru_cache
 
 from lru_cache import UNBOUNDED, CallTimes, RateLimitCache
 from mtllm.domain.limits import Limit, Verdict
@@ -76,14 +75,3 @@ def _seconds_until(moment: float, now: float) -> float:
     while now + wait < moment:
         wait += math.ulp(moment)
     return wait
-
-
-@lru_cache(maxsize=256)
-def policy_header(limits: tuple[Limit, ...]) -> str:
-    """The value of RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-11): each quota and its window in seconds."""
-    return ", ".join(f'"{limit.name}";q={limit.amount};w={limit.window_seconds}' for limit in limits)
-
-
-def limit_header(verdict: Verdict) -> str:
-    """The value of RateLimit (same draft): remaining calls, and whole seconds until there are more, rounded up."""
-    return f'"{verdict.limit.name}";r={verdict.remaining};t={math.ceil(verdict.reset)}'
