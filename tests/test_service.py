@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lru_cache import ResponseCache
 from mtllm.billing.prices import PriceTable, SpendMeter
 from mtllm.billing.recorder import CostRecorder
 from mtllm.billing.tokens import DriftMeter, TokenCounter
-from mtllm.completions.answers import StoredAnswers
+from mtllm.caching.responses import AnswerStore
 from mtllm.completions.attempts import Attempts
+from mtllm.completions.cache_policy import CachePolicy
 from mtllm.completions.service import Completions
 from mtllm.domain.caller import Caller
 from mtllm.domain.completion import Answer, CacheControl, CacheHit, Completion, Origin
@@ -44,7 +44,7 @@ USAGE = TokenUsage(input=10, output=20)
 PRICE_OF_ONE = 10 * 100 + 20 * 400
 
 
-class LateCache(ResponseCache):
+class LateCache(AnswerStore):
     """Finds nothing at the first look, as if every answer were stored a moment later; looks again when `ready`."""
 
     ready: Callable[[], bool] = staticmethod(lambda: True)
@@ -67,7 +67,7 @@ class House:
         *,
         stale_seconds: float = 0,
         places: int = PLACES,
-        cache: type[ResponseCache] = ResponseCache,
+        cache: type[AnswerStore] = AnswerStore,
     ) -> None:
         self.clock = clock
         self.model = FakeModel(Answer("fine", "gemini-2.5-flash-lite", USAGE))
@@ -92,7 +92,7 @@ class House:
         self.flow = Completions(
             self.model.model,
             self.model,
-            StoredAnswers(self.cache, recorder),
+            CachePolicy(self.cache, recorder),
             attempts,
             admission=self.admission,
             pool=self.pool,

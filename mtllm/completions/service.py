@@ -18,8 +18,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 
-from mtllm.completions.answers import StoredAnswers
 from mtllm.completions.attempts import Attempts
+from mtllm.completions.cache_policy import CachePolicy
 from mtllm.completions.live_stream import LiveStream
 from mtllm.completions.ports import Model
 from mtllm.completions.request import ANSWER_GRACE_SECONDS, CompletionRequest, run_to_completion
@@ -42,24 +42,26 @@ class Completions:
         self,
         model_name: str,
         model: Model | None,
-        answers: StoredAnswers,
+        cache: CachePolicy,
         attempts: Attempts,
         *,
         admission: Admission,
         pool: Executor,
         key_scoped: bool = False,
+        endpoint: str = "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model_name = model_name
         self._model = model
-        self._answers = answers
+        self._cache = cache
         self._attempts = attempts
         self._admission = admission
         self._pool = pool
         self._key_scoped = key_scoped
+        self._endpoint = endpoint
         self._monotonic = monotonic
         self._flights: SingleFlight[Completion] = SingleFlight()
-        self._streaming = Streaming(answers, attempts, admission=admission, pool=pool, monotonic=monotonic)
+        self._streaming = Streaming(cache, attempts, admission=admission, pool=pool, monotonic=monotonic)
 
     def close(self) -> None:
         """Give up the streams that are still under way; plain calls end with the model's connections."""
@@ -68,14 +70,14 @@ class Completions:
     def complete(self, job: Job, caller: Caller, cache_control: CacheControl, *, deadline: float) -> Completion:
         """Return the answer to `job`, or the error it ended with, by `deadline` (monotonic seconds) and a moment."""
         request = self._request(job, caller, cache_control, deadline)
-        completion = self._answers.look_up(request)
+        completion = self._cache.look_up(request)
         if completion is not None:
             return completion
         try:
             completion = self._lead_or_follow(request, self._bind_model())
         except ApiError as error:
             completion = Completion(Origin.NONE, error=error)
-        return self._answers.use_stale(request, completion) if completion.error else completion
+        return self._cache.use_stale(request, completion) if completion.error else completion
 
     def stream(
         self, job: Job, caller: Caller, cache_control: CacheControl, *, deadline: float, gap: float
@@ -86,7 +88,7 @@ class Completions:
         """
         request = self._request(job, caller, cache_control, deadline)
         live = LiveStream(deadline + ANSWER_GRACE_SECONDS)
-        completion = self._answers.look_up(request)
+        completion = self._cache.look_up(request)
         try:
             if completion is None:
                 self._streaming.start(live, request, self._bind_model(), gap)
@@ -98,7 +100,8 @@ class Completions:
 
     def _request(self, job: Job, caller: Caller, cache_control: CacheControl, deadline: float) -> CompletionRequest:
         scope = (caller.key or caller.client) if self._key_scoped else ""
-        return CompletionRequest(job, caller, cache_control, job.key(self._model_name, scope), deadline)
+        key = job.key(self._model_name, scope, self._endpoint)
+        return CompletionRequest(job, caller, cache_control, key, deadline)
 
     def _bind_model(self) -> Model:
         if self._model is None:
@@ -116,7 +119,7 @@ class Completions:
                 return self._lead(request, model, flight)
             leaders = self._follow(request, flight)
             if not isinstance(leaders.error, LEADERS_OWN):
-                return self._answers.share(request, leaders, self._monotonic() - began)
+                return self._cache.share(request, leaders, self._monotonic() - began)
 
     def _join(self, request: CompletionRequest) -> tuple[Future[Completion], bool]:
         if request.cache_control.no_store:  # leaves no trace, so nobody may follow it
@@ -152,10 +155,10 @@ class Completions:
         def ask(model: Model, _attempt: object) -> Answer:
             return model.generate(request.job.instruction, deadline=request.deadline)
 
-        completion = self._answers.look_up_again(request)
+        completion = self._cache.look_up_again(request)
         if completion is not None:
             return completion
-        return self._answers.store(request, self._attempts.run(request, model, ask, retry_until=request.deadline))
+        return self._cache.store(request, self._attempts.run(request, model, ask, retry_until=request.deadline))
 
     def _finish(self, request: CompletionRequest, flight: Future[Completion], completion: Completion) -> None:
         self._admission.leave()

@@ -8,8 +8,8 @@ from contextlib import closing
 from functools import partial
 
 from mtllm.billing.recorder import OpenAttempt
-from mtllm.completions.answers import StoredAnswers
 from mtllm.completions.attempts import Attempts
+from mtllm.completions.cache_policy import CachePolicy
 from mtllm.completions.live_stream import LiveStream
 from mtllm.completions.ports import Model
 from mtllm.completions.request import CompletionRequest, run_to_completion
@@ -23,14 +23,14 @@ class Streaming:
 
     def __init__(
         self,
-        answers: StoredAnswers,
+        cache: CachePolicy,
         attempts: Attempts,
         *,
         admission: Admission,
         pool: Executor,
         monotonic: Callable[[], float],
     ) -> None:
-        self._answers = answers
+        self._cache = cache
         self._attempts = attempts
         self._admission = admission
         self._pool = pool
@@ -53,7 +53,7 @@ class Streaming:
 
     def _pump(self, live: LiveStream, request: CompletionRequest, model: Model, gap: float) -> None:
         completion = run_to_completion(request, partial(self._relay, live, request, model, gap))
-        self._end(live, completion if live.begun else self._answers.use_stale(request, completion))
+        self._end(live, completion if live.begun else self._cache.use_stale(request, completion))
 
     def _end(self, live: LiveStream, completion: Completion) -> None:
         self._running.discard(live)
@@ -78,7 +78,7 @@ class Streaming:
             if live.cancelled.is_set() and not isinstance(error, Abandoned):
                 raise Abandoned() from error
             raise
-        return self._answers.store(request, answer)
+        return self._cache.store(request, answer)
 
     def _ask(
         self,

@@ -1,4 +1,4 @@
-"""Stored answers: which of them a request may have by its Cache-Control, and each use booked as a hit."""
+"""The cache policy: it decides which stored answers a request may have, and books each use as a hit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mtllm.domain.errors import NotCached, UpstreamFailure
 from mtllm.domain.money import Amount, Receipt
 
 
-class StoredAnswers:
-    """The response cache, obeying Cache-Control (RFC 9111, section 5.2.1)."""
+class CachePolicy:
+    """Applies Cache-Control (RFC 9111, section 5.2.1) to the response cache."""
 
     def __init__(self, cache: AnswerCache, recorder: CostRecorder) -> None:
         self._cache = cache
