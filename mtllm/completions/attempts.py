@@ -68,7 +68,7 @@ class Attempts:
         attempt = partial(self._attempt, request, model, ask)
         retry = partial(self._retrier.run, attempt, deadline=retry_until, wait=wait, may_repeat=may_repeat)
         with self._guard():
-            return self._repair(request, retry)
+            return self._repair(request, retry, may_repeat)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
@@ -89,14 +89,20 @@ class Attempts:
             raise
         self._breaker.record_success()
 
-    def _repair(self, request: CompletionRequest, retry: Callable[..., StoredAnswer]) -> StoredAnswer:
+    def _repair(
+        self,
+        request: CompletionRequest,
+        retry: Callable[..., StoredAnswer],
+        may_repeat: Callable[[], bool] | None,
+    ) -> StoredAnswer:
         """Make attempts with retries; ask again for an invalid answer as often as the task allows."""
         repairs_left = request.job.task.repairs
         while True:
             try:
                 return retry(made=request.receipt.attempts)
             except UpstreamInvalidAnswer:
-                if not repairs_left or not self._retrier.allows_more_than(request.receipt.attempts):
+                is_final = may_repeat is not None and not may_repeat()
+                if is_final or not repairs_left or not self._retrier.allows_more_than(request.receipt.attempts):
                     raise
                 repairs_left -= 1
 
@@ -128,11 +134,12 @@ class Attempts:
         )
         try:
             with attempt:
-                yield attempt
-        except (Abandoned, UpstreamTimeout) as failure:
-            if failure.maybe_billed:
-                self._admission.count_abandoned()
-            raise
+                try:
+                    yield attempt
+                except (Abandoned, UpstreamTimeout) as failure:
+                    if failure.maybe_billed:
+                        self._admission.count_abandoned()
+                    raise
         finally:
             request.receipt += attempt.receipt
 
