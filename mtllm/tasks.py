@@ -58,7 +58,7 @@ Labels = Annotated[list[Label], Field(min_length=2, max_length=MAX_CATEGORIES), 
 
 
 class TaskRequest(BaseModel):
-    """What every request model shares: JSON types as they are (no coercion), unknown fields refused."""
+    """The base of every request model: JSON types as they are (no coercion), unknown fields refused."""
 
     # Only names are worth pydantic's string cache, which would otherwise hold on to the last 16,384 short prompts.
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, cache_strings="keys")
@@ -228,7 +228,7 @@ class Job:
 
     @property
     def input_bound(self) -> int:
-        """An upper bound of the input tokens: no tokenizer makes more tokens than there are UTF-8 bytes.
+        """Return an upper bound of the input tokens: no tokenizer makes more tokens than there are UTF-8 bytes.
 
         The body counts whole; our own instruction and the answer schema, which the body does not hold, come on top.
         """

@@ -17,7 +17,7 @@ ANSWER_GRACE_SECONDS = 0.1
 
 @dataclass(slots=True)
 class CompletionRequest:
-    """What is wanted, for whom, until when (monotonic seconds), and what its attempts have cost so far.
+    """One request: its job, caller and deadline (monotonic seconds), and the receipt of its attempts so far.
 
     `key` is the answer's key in the cache. `receipt` is written by the thread that makes the attempts; the one that
     waits for them may read it at any time.

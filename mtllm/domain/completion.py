@@ -1,4 +1,4 @@
-"""How a request ended, and what its caller asked of the cache."""
+"""Completions: the instruction to a model, its answer, and the end of a request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtllm.domain.money import NOTHING, Charge, Receipt, TokenUsage
 
 @dataclass(frozen=True, slots=True)
 class CacheControl:
-    """What the caller's Cache-Control asks (RFC 9111, section 5.2.1)."""
+    """The caller's Cache-Control (RFC 9111, section 5.2.1)."""
 
     no_cache: bool = False
     no_store: bool = False
@@ -26,7 +26,7 @@ NO_CACHE_CONTROL = CacheControl()
 
 
 class Origin(enum.Enum):
-    """Where an answer came from."""
+    """The source of an answer."""
 
     HIT = "hit"
     STALE = "stale"
@@ -37,7 +37,7 @@ class Origin(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """How one request ended: an answer or an error, and what it cost.
+    """The end of one request: an answer or an error, and the receipt.
 
     For a hit the receipt has the stored answer's tokens and no costs; `saved` is what it would have cost
     (nano-dollars).
@@ -72,7 +72,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """What a model is asked: everything about a request that changes the answer, and nothing else."""
+    """The question to a model: everything about a request that changes the answer, and nothing else."""
 
     prompt: str
     temperature: float
@@ -89,7 +89,7 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back from one call that Gemini completed.
+    """The result of one call that Gemini completed.
 
     `usage` is None when Gemini reported none. `failure` says why the answer cannot be used (blocked, empty, cut before
     any text); the call may have been billed all the same. `model` is the one that answered.

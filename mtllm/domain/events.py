@@ -1,4 +1,4 @@
-"""What can be logged: a finished request, or something that no single request caused."""
+"""Events for the logs: a finished request, or an operation that no single request caused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Fact = str | float | bool | None
 
 @dataclass(slots=True)
 class RequestEvent:
-    """One finished request, as its edge saw it; every log line of the request is made from this.
+    """One finished request; every log line of the request is made from this.
 
     Times in seconds (`timestamp` since the epoch), money in nano-dollars. `cached` is None when there was no
     completion. `amount`: what all attempts together used and cost. `prompt` and `answer` are only references: the
@@ -50,7 +50,7 @@ class RequestEvent:
 
     @property
     def is_error(self) -> bool:
-        """Whether it belongs on the error log: a failure of anybody's, save a path that is not there.
+        """Return whether the event belongs on the error log: any failure but an unknown path.
 
         A stream that fails after its first byte has a code, and the status 200 that was sent before.
         """
@@ -59,7 +59,7 @@ class RequestEvent:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """Something that no single request caused: its name, a sentence for the operator, and figures."""
+    """An event that no single request caused: its name, a sentence for the operator, and figures."""
 
     timestamp: float
     event: str

@@ -61,7 +61,7 @@ NO_AMOUNT = Amount()
 
 
 class Rates(Protocol):
-    """What tokens cost: nano-dollars per million of them. A `Price` is one."""
+    """Nano-dollars per million tokens. A `Price` is one."""
 
     @property
     def input(self) -> int: ...
@@ -73,7 +73,7 @@ class Rates(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What one answer costs. Without a known `price` the cost is 0. `estimated`: the tokens are tiktoken's count."""
+    """The cost of one answer. Without a known `price` the cost is 0. `estimated`: the tokens are tiktoken's count."""
 
     amount: Amount
     price: Rates | None
@@ -87,7 +87,7 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What one request has cost over all its attempts, and the seconds that they took at Gemini."""
+    """The cost of one request over all its attempts, and their seconds at Gemini."""
 
     amount: Amount = NO_AMOUNT
     attempts: int = 0

@@ -1,4 +1,4 @@
-"""What the headers of a request say: its id, its trace, its Cache-Control."""
+"""The headers of a request: its id, its trace, its Cache-Control."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a failed call to Gemini is sent again, and how long that waits.
+"""Retries: the rules by which a failed call to Gemini is sent again, and the wait before it.
 
 A retry helps one caller and burdens everyone else, so it must pass four tests: the failure says that the same call may
 succeed (`UpstreamFailure.retry`), attempts are left, the wait fits the caller's deadline, and the retry budget of the
