@@ -121,10 +121,9 @@ class Api(Flask):
         if exchange.status >= 400 and (burst := self.service.bursts.observe(exchange.account, exchange.status)):
             exchange.findings += (burst,)
         event = exchange.event(self.monotonic(), sent)
-        origin = exchange.completion.origin if exchange.completion else None
         self.service.logger.record(event)
-        self.metrics.observe(event, origin)
-        self.recent.observe(event, origin)
+        self.metrics.observe(event)
+        self.recent.observe(event)
         self.lifecycle.end()
 
 
@@ -234,7 +233,7 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 def answer_defect(defect: Exception) -> Response:
     """A defect of ours: the client gets a sentence, the log the traceback."""
-    return answer_error(errors.caused_by(defect))
+    return answer_error(errors.wrap_defect(defect))
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ from typing import TypedDict, TypeVar
 from mtllm.billing.export import COLUMNS, Column, export_csv, export_jsonl, write_file
 from mtllm.billing.prices import DEFAULT_MODEL, Price, PriceTable, SpendMeter
 from mtllm.billing.tokens import DOCUMENTED_PRICE, Drift, DriftMeter, TokenCounter
-from mtllm.domain.money import NANO, Cost, dollars, exact_usd, format_usd
+from mtllm.domain.money import NANO, Amount, Charge, Cost, TokenUsage, dollars, exact_usd, format_usd
 from mtllm.domain.times import LATEST, parse_time, rfc3339
 from mtllm.ledger.ledger import OK, Attempt, Hit, Ledger, Settlement, open_ledger
 from mtllm.project import project_path
@@ -130,7 +130,8 @@ class CostTracker:
         Raises LedgerUnavailable when the ledger cannot be written. A log that cannot be written is only warned of.
         """
         now, request_id = self._clock(), str(uuid.uuid4())
-        tokens = self._counter.count_tokens(prompt), self._counter.count_tokens(response)
+        usage = TokenUsage(self._counter.count_tokens(prompt), self._counter.count_tokens(response))
+        tokens = usage.input, usage.output
         price = self._price_table().price_of(self._model, datetime.fromtimestamp(now, UTC).date())
         cost = price.cost(*tokens) if price else Cost()
         if cached:
@@ -141,7 +142,9 @@ class CostTracker:
                 request_id, endpoint, user_ip, self._model, now, deadline=now + _HOUR, reserved=cost.total
             )
             row_id = self._books().open(attempt)
-            self._books().settle(row_id, _settlement(self._model, tokens, cost, price))
+            self._books().settle(
+                row_id, Settlement(OK, self._model, Charge(Amount(usage, cost), price, estimated=True))
+            )
         in_dollars = dollars(cost.input), dollars(cost.output), dollars(cost.total)
         record = CostRecord(now, endpoint, user_ip, *tokens, *in_dollars, cached)
         self._log(request_id, record)
@@ -202,23 +205,6 @@ class CostTracker:
                 _append_line(self._log_file, json.dumps(event))
         except OSError as error:
             logger.warning("The cost log cannot be written: %s.", error.strerror)
-
-
-def _settlement(model: str, tokens: tuple[int, int], cost: Cost, price: Price | None) -> Settlement:
-    return Settlement(
-        status=OK,
-        model=model,
-        input_tokens=tokens[0],
-        output_tokens=tokens[1],
-        input_cost=cost.input,
-        output_cost=cost.output,
-        total_cost=cost.total,
-        estimated=True,
-        unpriced=price is None,
-        input_price=price.input if price else None,
-        cached_input_price=price.cached_input if price else None,
-        output_price=price.output if price else None,
-    )
 
 
 def _append_line(file: Path, line: str) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from cost_tracker import DEFAULT_MODEL, Price, PriceTable
 from mtllm.caching.responses import AnswerStore
 from mtllm.domain.completion import StoredAnswer
+from mtllm.domain.money import TokenUsage
 
 PRICES = Path(__file__).resolve().parent.parent / "prices.toml"
 PROMPTS = 10_000
@@ -114,7 +115,7 @@ def _bought(prompt: int, price: Price) -> StoredAnswer:
     chance = random.Random(prompt)
     tokens_in, tokens_out = int(chance.lognormvariate(5.0, 0.8)) + 1, int(chance.lognormvariate(6.0, 0.8)) + 1
     cost = price.cost(tokens_in, tokens_out).total
-    return StoredAnswer(b"{}", tokens_in, tokens_out, cost, DEFAULT_MODEL, "stop", 0.0)
+    return StoredAnswer(b"{}", TokenUsage(tokens_in, tokens_out), cost, DEFAULT_MODEL, "stop", 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from benchmarks.tables import head, row
 from mtllm.caching.responses import AnswerStore
 from mtllm.domain.completion import StoredAnswer
 from mtllm.domain.limits import parse_limits
+from mtllm.domain.money import TokenUsage
 from mtllm.ledger.ledger import Hit, Ledger
 from mtllm.ratelimit.clients import ClientTable
 from mtllm.ratelimit.limiter import RateLimiter
@@ -64,7 +65,7 @@ def drawn(curves: Mapping[str, Line]) -> str:
 def look_up_micros(size: int) -> tuple[float, float]:
     """One look-up that hits, in a cache of `size` answers: of a few of them, and of any."""
     cache = AnswerStore(size, 86_400)
-    answer = StoredAnswer(b"{}", 10, 60, 25_000, "none", "stop", time.time())
+    answer = StoredAnswer(b"{}", TokenUsage(10, 60), 25_000, "none", "stop", time.time())
     for number in range(size):
         cache.store(_digest(number), answer)
     few, any_of_all = ([_digest(number) for number in drawn] for drawn in _drawn_numbers(size))

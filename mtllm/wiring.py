@@ -23,6 +23,8 @@ from mtllm.caching.journal import ResponseJournal
 from mtllm.caching.journal_file import JournalFile
 from mtllm.caching.redis_tier import TieredCache
 from mtllm.caching.responses import AnswerStore
+from mtllm.completions.attempts import Attempts
+from mtllm.completions.cache_policy import CachePolicy
 from mtllm.completions.service import Completions
 from mtllm.domain.money import NANO
 from mtllm.gemini.client import Gemini
@@ -200,10 +202,7 @@ class Service:
                 self._report(*self._early.pop(0))
 
     def _completions(self, pool: ThreadPoolExecutor) -> Completions:
-        return Completions(
-            self.settings.gemini_model,
-            self.model,
-            self.cache,
+        attempts = Attempts(
             self.recorder,
             admission=self.admission,
             breaker=self.breaker,
@@ -213,10 +212,18 @@ class Service:
                 monotonic=self.monotonic,
                 wait=self._closing.wait,
             ),
+            clock=self.clock,
+            monotonic=self.monotonic,
+        )
+        return Completions(
+            self.settings.gemini_model,
+            self.model,
+            CachePolicy(self.cache, self.recorder),
+            attempts,
+            admission=self.admission,
             pool=pool,
             key_scoped=self.settings.cache_scope == "key",
             endpoint=_answering_endpoint(self.settings),
-            clock=self.clock,
             monotonic=self.monotonic,
         )
 

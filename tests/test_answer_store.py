@@ -6,6 +6,7 @@ import pytest
 
 from mtllm.caching.responses import AnswerStore
 from mtllm.domain.completion import StoredAnswer
+from mtllm.domain.money import TokenUsage
 from tests.fakes import FakeClock
 
 
@@ -15,7 +16,7 @@ def clock() -> FakeClock:
 
 
 def answer(stored_at: float = 1_000_000.0, body: bytes = b'{"generated_text": "hi"}') -> StoredAnswer:
-    return StoredAnswer(body, 8, 425, 170_800, "gemini-2.5-flash-lite", "stop", stored_at)
+    return StoredAnswer(body, TokenUsage(8, 425), 170_800, "gemini-2.5-flash-lite", "stop", stored_at)
 
 
 class RecordingJournal:

@@ -11,6 +11,8 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from app import Api
+from mtllm.domain.completion import Completion, Origin
+from mtllm.domain.errors import UpstreamError
 from tests.fakes import FakeClock
 from tests.scripted_gemini import ScriptedGemini, blocked_prompt, finished, no_usage, status, text
 
@@ -88,6 +90,27 @@ def test_a_defect_is_a_500_without_its_story(app: Api, client: FlaskClient, monk
     assert "canary" not in answer.text
     app.service.logger.flush()
     assert "ValueError" in (app.settings.log_dir / "api_errors.log").read_text()
+
+
+def test_a_shared_error_is_raised_by_nobody(app: Api, client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Followers of one flight get one error object; a raise in each of their threads would make its traceback grow."""
+    shared = UpstreamError()
+    ended = Completion(Origin.NONE, error=shared)
+    monkeypatch.setattr(app.service.completions, "complete", lambda *_args, **_deadline: ended)
+    answers = [client.post(TEXT, json={"prompt": "hello"}) for _ in range(2)]
+    assert [code_of(answer) for answer in answers] == ["upstream_error"] * 2
+    assert shared.__traceback__ is None
+
+
+@pytest.mark.parametrize(("body", "status"), [(b'{"prompt": 1}', 400), (b"no JSON", 400), (b'{"prompt": "x"}', 200)])
+def test_every_body_that_was_read_is_logged_with_its_size(
+    app: Api, client: FlaskClient, body: bytes, status: int
+) -> None:
+    """A refused request's body counts too."""
+    answer = client.post(TEXT, data=body, content_type="application/json")
+    app.service.logger.flush()
+    [line] = (app.settings.log_dir / "api_requests.log").read_text().splitlines()
+    assert (answer.status_code, json.loads(line)["request_bytes"]) == (status, len(body))
 
 
 def test_a_billed_failure_shows_its_cost(client: FlaskClient, gemini: ScriptedGemini) -> None:

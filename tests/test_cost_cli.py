@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cost_savings
-from cost_tracker import COLUMNS, LATEST, CostTracker, PriceTable, export_csv, export_jsonl, parse_time, rfc3339
+from cost_tracker import COLUMNS, LATEST, CostTracker, Price, PriceTable, export_csv, export_jsonl, parse_time, rfc3339
 from mtllm.billing.cli import Progress, main
 from mtllm.billing.report import LINES_A_TABLE, report
+from mtllm.domain.money import Amount, Charge, Cost, TokenUsage
 from mtllm.ledger.ledger import Attempt, ExportRow, Hit, Ledger, Settlement, open_ledger
 from tests.fakes import FakeClock
 
@@ -57,6 +58,9 @@ ROW = ExportRow(
 )
 
 
+PRICE = Price("", date.min, 100_000_000, 10_000_000, 400_000_000)
+
+
 def paid(
     ledger: Ledger, timestamp: float, *, request_id: str = "r", client: str = "alice", cost: int = 185_000
 ) -> None:
@@ -67,11 +71,7 @@ def paid(
         Settlement(
             status="ok",
             model="gemini-2.5-flash-lite",
-            input_tokens=150,
-            output_tokens=425,
-            input_cost=15_000,
-            output_cost=cost - 15_000,
-            total_cost=cost,
+            charge=Charge(Amount(TokenUsage(150, 425), Cost(15_000, cost - 15_000)), PRICE),
         ),
     )
 
@@ -346,7 +346,7 @@ class TestReportCommand:
         """What the total does not know is said below it."""
         ledger = open_ledger(":memory:", clock=FakeClock(NOON))
         row = ledger.open(Attempt("r", "text", "a", "m", NOON, NOON + 60, reserved=0))
-        ledger.settle(row, Settlement(status="ok", model="m", input_tokens=1, output_tokens=1, unpriced=True))
+        ledger.settle(row, Settlement(status="ok", model="m", charge=Charge(Amount(TokenUsage(1, 1)), None)))
         last = list(report(ledger, NOON, NOON + 1))[-1]
         ledger.close()
         assert last == "Paid calls to models without a known price, which count as $0: 1."

@@ -12,6 +12,7 @@ import pytest
 
 from mtllm.domain.events import Operation, RequestEvent
 from mtllm.domain.findings import Finding
+from mtllm.domain.money import Amount, Cost
 from mtllm.logs.files import LogFile
 from mtllm.logs.lines import Lines, PromptLogging
 from mtllm.logs.writer import FILES
@@ -38,7 +39,7 @@ EVENTS = st.builds(
     task=st.none() | LONG_TEXT,
     model=st.none() | LONG_TEXT,
     cached=st.none() | st.booleans(),
-    total_cost=st.integers(0, 10**15),
+    amount=st.builds(Amount, cost=st.builds(Cost, st.integers(0, 10**15))),
     queue_seconds=SECONDS,
     upstream_seconds=SECONDS,
     prompt=st.none() | LONG_TEXT,

@@ -461,7 +461,7 @@ class TestFullDisk:
                 refused = asked.result()
         assert (refused.status_code, refused.json["code"], nano(refused)) == (503, "ledger_unavailable", 0)  # type: ignore[index]
         healed(app)
-        app.service.maintenance.look()
+        app.service.maintenance.run_due()
         billed = gemini.delivered.prompt * 100 + gemini.delivered.candidates * 400
         rows = rows_of(app)
         assert [row["status"] for row in rows] == ["ok", "ok"]

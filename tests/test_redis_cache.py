@@ -11,12 +11,13 @@ from mtllm.caching.redis_tier import TieredCache, decode, encode
 from mtllm.caching.responses import AnswerStore
 from mtllm.completions.ports import AnswerCache
 from mtllm.domain.completion import StoredAnswer
+from mtllm.domain.money import TokenUsage
 from mtllm.redis_link import Connections, RedisLink
 from tests.fakes import FakeClock
 from tests.redis_server import PATIENCE_SECONDS, RedisServer, linked, running_redis
 
 KEY = bytes(range(20))
-ANSWER = StoredAnswer(b'{"generated_text": "h\xc3\xa4?\\n"}', 8, 425, 170_800, "gemini", "stop", 0.0)
+ANSWER = StoredAnswer(b'{"generated_text": "h\xc3\xa4?\\n"}', TokenUsage(8, 425), 170_800, "gemini", "stop", 0.0)
 NEVER = 3600.0
 
 
@@ -275,6 +276,17 @@ def test_a_value_of_another_type_is_not_an_answer(
     redis.say("RPUSH", b"mtllm:1:answer:" + KEY, "x")
     assert process().look_up(KEY) is None
     assert link.health().failures == 1
+
+
+def test_an_answer_of_the_first_version_is_read() -> None:
+    """Processes of two versions may share one Redis: the format did not change with the classes."""
+    first = (
+        b'mtllm answer 1\n\x84,i\xb2uj\xd3K\x18\xd7\xf9J\xc9\xd7\xd5\xa2{"input_tokens": 8, "output_tokens": 425, '
+        b'"cost": 170800, "model": "gemini", "finish_reason": "stop", "stored_at": 0.0, "fresh_until": 100.0}\n'
+        b'{"generated_text": "h\xc3\xa4?\\n"}'
+    )
+    assert decode(KEY, first) == (ANSWER, 100.0)
+    assert decode(KEY, encode(KEY, ANSWER, 100.0)) == (ANSWER, 100.0)
 
 
 @pytest.mark.parametrize(("ttl", "left"), [(100.0, 60), (50.0, 10), (1000.0, 60)])

@@ -18,6 +18,7 @@ from mtllm.caching.journal import ResponseJournal
 from mtllm.caching.journal_file import JournalFile
 from mtllm.caching.responses import AnswerStore
 from mtllm.domain.completion import StoredAnswer
+from mtllm.domain.money import TokenUsage
 from tests.fakes import FakeClock
 
 OpenJournal = Callable[..., ResponseJournal]
@@ -58,7 +59,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def answer(body: bytes = b'{"generated_text": "hi"}', stored_at: float = 1_000_000.0) -> StoredAnswer:
-    return StoredAnswer(body, 8, 425, 170_800, "gemini-2.5-flash-lite", "stop", stored_at)
+    return StoredAnswer(body, TokenUsage(8, 425), 170_800, "gemini-2.5-flash-lite", "stop", stored_at)
 
 
 def write(journal: ResponseJournal, *keys: bytes, body: bytes = b"{}", ttl: float = 100) -> None:
@@ -77,6 +78,21 @@ def test_answers_come_back(open_journal: OpenJournal) -> None:
     journal.append(b"\x00\xff", answer('{"a": "\u20ac\\n"}\n\n'.encode()), 1_000_100.5)
     journal.close()
     assert list(open_journal().load()) == [(b"\x00\xff", answer('{"a": "\u20ac\\n"}\n\n'.encode()), 1_000_100.5)]
+
+
+FIRST_JOURNAL = (
+    b"multi-task-llm-api responses 1\n"
+    b'\xf5rec\xaeqY\xf9\x00\x00\x00h["00ff", 1000100.5, 8, 425, 170800, "gemini-2.5-flash-lite", "stop", 1000000.0]\n'
+    b'{"generated_text": "hi"}'
+)
+"""A file of one record as version 1.0.0 wrote it."""
+
+
+def test_a_journal_of_the_first_version_is_read(open_journal: OpenJournal, path: Path) -> None:
+    """The values changed their classes since; the format on disk did not."""
+    path.parent.mkdir()
+    path.write_bytes(FIRST_JOURNAL)
+    assert list(open_journal().load()) == [(b"\x00\xff", answer(), 1_000_100.5)]
 
 
 def test_nothing_happens_before_it_is_used(open_journal: OpenJournal, tmp_path: Path) -> None:
@@ -292,11 +308,12 @@ from pathlib import Path
 from mtllm.caching.journal import ResponseJournal
 from mtllm.caching.journal_file import JournalFile
 from mtllm.domain.completion import StoredAnswer
+from mtllm.domain.money import TokenUsage
 limits = {"max_bytes": 10_000_000, "small_file_bytes": 20_000}
 journal = ResponseJournal(JournalFile(Path(sys.argv[1]), clock=lambda: 0.0, warn=print, **limits), warn=print)
 for number in range(int(sys.argv[3])):
     key = f"{sys.argv[2]}-{number % 50}".encode()
-    journal.append(key, StoredAnswer(b"x" * 500, 1, 2, 3, "m", "stop", 0.0), 100.0)
+    journal.append(key, StoredAnswer(b"x" * 500, TokenUsage(1, 2), 3, "m", "stop", 0.0), 100.0)
     if number % 10 == 9:
         journal.flush()
     if number == 200:

@@ -15,7 +15,7 @@ from mtllm import tasks
 from mtllm.domain.completion import Answer, FinishReason, Instruction
 from mtllm.domain.errors import InvalidJson, InvalidRequest, UpstreamInvalidAnswer
 from mtllm.settings import load_settings
-from mtllm.tasks import TASK_BY_NAME, parse, unfenced
+from mtllm.tasks import TASK_BY_NAME, parse, strip_fence
 from tests.scripted_gemini import ScriptedGemini, text
 
 TEXT, CODE, CLASSIFY = (TASK_BY_NAME[name] for name in ("text", "code", "classify"))
@@ -133,12 +133,12 @@ def test_the_bound_of_input_counts_what_the_body_does_not_hold() -> None:
 )
 def test_unfenced(said: str, code: str) -> None:
     """One block around all of it, or nothing is changed."""
-    assert unfenced(said) == code
+    assert strip_fence(said) == code
 
 
 def test_a_cut_block_loses_its_opening_fence() -> None:
     """Where the token limit ended the answer there is no closing one."""
-    assert unfenced("```python\nx = ", truncated=True) == "x = "
+    assert strip_fence("```python\nx = ", truncated=True) == "x = "
     answer = Answer("```go\nx", "m", None, FinishReason.MAX_TOKENS)
     assert CODE.read(Instruction("p", 0, 1), answer) == "x"
 

@@ -20,6 +20,7 @@ from typing import BinaryIO, NamedTuple
 from zlib import crc32
 
 from mtllm.domain.completion import StoredAnswer
+from mtllm.domain.money import TokenUsage
 
 if sys.platform != "win32":
     import fcntl
@@ -187,7 +188,7 @@ def _encode(record: Record) -> bytes:
     body = b""
     if answer is not None:
         body = answer.body
-        facts += [expires_at, answer.input_tokens, answer.output_tokens, answer.cost]
+        facts += [expires_at, answer.usage.input, answer.usage.output, answer.cost]
         facts += [answer.model, answer.finish_reason, answer.stored_at]
     payload = json.dumps(facts).encode() + b"\n" + body
     return PREFIX.pack(MARK, crc32(payload), len(payload)) + payload
@@ -201,7 +202,7 @@ def _decode(payload: bytes) -> Record | None:
         if not facts:
             return Record(bytes.fromhex(key), None, 0.0)
         expires_at, input_tokens, output_tokens, cost, model, finish_reason, stored_at = facts
-        answer = StoredAnswer(body, input_tokens, output_tokens, cost, model, finish_reason, stored_at)
+        answer = StoredAnswer(body, TokenUsage(input_tokens, output_tokens), cost, model, finish_reason, stored_at)
         return Record(bytes.fromhex(key), answer, expires_at)
     except (ValueError, TypeError):
         return None

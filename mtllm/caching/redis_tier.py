@@ -23,11 +23,12 @@ from uuid import uuid4
 from lru_cache import CacheStats
 from mtllm.caching.responses import AnswerStore
 from mtllm.domain.completion import CacheHit, StoredAnswer
+from mtllm.domain.money import TokenUsage
 from mtllm.redis_link import LONGEST_EXPIRY_MS, RedisCommands, RedisLink, RedisUnavailable
 
 MARK = b"mtllm answer 1\n"
 _DIGEST_BYTES = 16
-_FACTS = ("input_tokens", "output_tokens", "cost", "model", "finish_reason", "stored_at")
+_FACTS = ("cost", "model", "finish_reason", "stored_at")
 _PAGE = 1000
 
 
@@ -160,6 +161,7 @@ class TieredCache:
 def encode(key: bytes, answer: StoredAnswer, fresh_until: float) -> bytes:
     """Return the value for Redis: a mark, a digest of key and rest, a line of JSON, and the body."""
     facts: dict[str, Any] = {name: getattr(answer, name) for name in _FACTS}
+    facts |= {"input_tokens": answer.usage.input, "output_tokens": answer.usage.output}
     rest = json.dumps({**facts, "fresh_until": fresh_until}).encode() + b"\n" + answer.body
     return MARK + _digest(key, rest) + rest
 
@@ -173,7 +175,8 @@ def decode(key: bytes, value: bytes) -> tuple[StoredAnswer, float] | None:
     line, _, body = rest.partition(b"\n")
     facts = json.loads(line)
     fresh_until: float = facts.pop("fresh_until")
-    return StoredAnswer(body=body, **facts), fresh_until
+    usage = TokenUsage(facts.pop("input_tokens"), facts.pop("output_tokens"))
+    return StoredAnswer(body=body, usage=usage, **facts), fresh_until
 
 
 def _digest(key: bytes, rest: bytes) -> bytes:

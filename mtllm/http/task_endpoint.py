@@ -6,19 +6,20 @@ path is fixed, its body is JSON bytes, its answer is ready bytes. Everything els
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mtllm.domain import errors
 from mtllm.domain.caller import Caller
 from mtllm.domain.completion import CacheControl, Completion
 from mtllm.domain.errors import ApiError
-from mtllm.http import headers, sse
+from mtllm.http import sse
+from mtllm.http.error_body import error_body
 from mtllm.http.exchange import Exchange
 from mtllm.http.guard import Guard
 from mtllm.http.headers import Headers
 from mtllm.http.lifecycle import Lifecycle
+from mtllm.http.request import read_cache_control
 from mtllm.security.access import Access, challenge
 from mtllm.settings import Settings
 from mtllm.tasks import Job, Task, parse
@@ -56,7 +57,7 @@ class TaskEndpoint:
         except ApiError as error:
             return refusal(exchange, error)
         except Exception as defect:  # the last line of defence: the client gets a sentence, the log the traceback
-            return refusal(exchange, errors.caused_by(defect))
+            return refusal(exchange, errors.wrap_defect(defect))
 
     def _answered(self, exchange: Exchange, task: Task) -> Reply:
         self._guard.inspect(exchange)
@@ -64,9 +65,9 @@ class TaskEndpoint:
         if self._lifecycle.draining:
             raise errors.Draining(retry_after=self._lifecycle.seconds_left())
         self._admit(exchange)
-        body = _body(exchange.environ, self._settings.max_request_bytes)
+        body = _read_body(exchange, self._settings.max_request_bytes)
         exchange.job = job = parse(task, body, max_chars=self._settings.max_prompt_chars)
-        cache_control = headers.cache_control(exchange.environ.get("HTTP_CACHE_CONTROL"))
+        cache_control = read_cache_control(exchange.environ.get("HTTP_CACHE_CONTROL"))
         key = exchange.key
         caller = Caller(exchange.request_id, exchange.account, key.name if key else None, self._service.budgets(key))
         if job.stream:
@@ -76,7 +77,7 @@ class TaskEndpoint:
             job, caller, cache_control, deadline=deadline
         )
         if completion.answer is None:
-            raise completion.error or errors.InternalError()
+            return refusal(exchange, completion.error or errors.InternalError())
         return Reply(200, completion.answer.body)
 
     def _admit(self, exchange: Exchange) -> None:
@@ -100,7 +101,7 @@ class TaskEndpoint:
         if isinstance(first, Completion):
             exchange.completion = first
             if first.error is not None:
-                raise first.error
+                return refusal(exchange, first.error)
         exchange.pending = not isinstance(first, Completion)
         return Reply(200, sse.Body(exchange, live, first), EVENT_STREAM, UNBUFFERED)
 
@@ -111,11 +112,12 @@ def refusal(exchange: Exchange, error: ApiError) -> Reply:
     more = list(error.headers().items())
     if error.status == 401:
         more.append(("WWW-Authenticate", challenge(exchange.environ.get("PATH_INFO", ""))))
-    return Reply(error.status, json.dumps(errors.as_json(error, exchange.request_id)).encode(), JSON, more)
+    return Reply(error.status, error_body(error, exchange.request_id), JSON, more)
 
 
-def _body(environ: dict[str, Any], limit: int) -> bytes:
-    """The request's body; raises UnsupportedMediaType unless it is declared as JSON, PayloadTooLarge past the limit."""
+def _read_body(exchange: Exchange, limit: int) -> bytes:
+    """Return the request's body. Raises UnsupportedMediaType unless it is JSON, PayloadTooLarge past the limit."""
+    environ = exchange.environ
     media_type = environ.get("CONTENT_TYPE", "")
     if media_type != JSON and not _is_json(media_type):
         raise errors.UnsupportedMediaType
@@ -128,6 +130,7 @@ def _body(environ: dict[str, Any], limit: int) -> bytes:
         body = environ["wsgi.input"].read(int(declared))
     else:
         raise _too_large(limit)
+    exchange.request_bytes = len(body)
     if len(body) > limit:
         raise _too_large(limit)
     return body

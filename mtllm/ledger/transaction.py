@@ -195,22 +195,24 @@ class LedgerTransaction:
 
     def settle(self, row_id: int, end: Settlement) -> None:
         """Write how the attempt ended, unless that is written already."""
+        usage, cost, charge = end.amount.usage, end.amount.cost, end.charge
+        price = None if charge is None else charge.price
         rows = self._connection.execute(
             _SETTLE,
             (
                 end.status,
                 end.model,
-                end.input_tokens,
-                end.cached_input_tokens,
-                end.output_tokens,
-                end.input_cost,
-                end.output_cost,
-                end.total_cost,
-                int(end.estimated),
+                usage.input,
+                usage.cached_input,
+                usage.output,
+                cost.input,
+                cost.output,
+                cost.total,
+                int(charge is not None and charge.estimated),
                 int(end.unpriced),
-                end.input_price,
-                end.cached_input_price,
-                end.output_price,
+                None if price is None else price.input,
+                None if price is None else price.cached_input,
+                None if price is None else price.output,
                 int(end.keep_reservation),
                 row_id,
             ),
@@ -295,10 +297,10 @@ class LedgerTransaction:
         """Count what was settled so far: which rows those were is known only when they have come."""
         settled, self._settled = self._settled, []
         for end, rows in settled:
-            paid = (end.input_tokens, end.output_tokens, end.total_cost)
-            counts = (int(end.status == OK), 0, *paid, 0, int(end.unpriced))
+            usage, cost = end.amount.usage, end.amount.cost.total
+            counts = (int(end.status == OK), 0, usage.input, usage.output, cost, 0, int(end.unpriced))
             for at, task, client, key, bound, reserved in rows:
-                self._spend(at, key, end.total_cost, reserved - bound)
+                self._spend(at, key, cost, reserved - bound)
                 self._count((_minute_of(at), task, client, end.model), counts)
 
     def _spend(self, at: int, key: str | None, spent: int, reserved: int) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -16,7 +14,10 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Final, Literal
 
+from mtllm.domain.completion import StoredAnswer
 from mtllm.domain.events import Fact, Operation, RequestEvent
+from mtllm.domain.money import exact_usd
+from mtllm.domain.times import rfc3339_milliseconds
 from mtllm.security.redaction import Redactor
 
 PromptLogging = Literal["off", "preview", "full"]
@@ -66,7 +67,7 @@ class Lines:
             return [(ERRORS, self._operation(event))]
         head = self._head(event)
         lines = [(REQUESTS, self._request(event, head)), (PERFORMANCE, self._performance(event, head))]
-        if event.cached is not None or event.total_cost:
+        if event.cached is not None or event.amount.cost.total:
             lines.append((COSTS, self._cost(event, head)))
         if event.is_error:
             lines.append((ERRORS, self._error(event, head)))
@@ -78,7 +79,7 @@ class Lines:
         """What every line of a request says."""
         trace = f',"trace_id":{self._id(event.trace_id)}' if event.trace_id else ""
         return (
-            f'{{"timestamp":"{_rfc3339(event.timestamp)}","request_id":{self._id(event.request_id)}'
+            f'{{"timestamp":"{rfc3339_milliseconds(event.timestamp)}","request_id":{self._id(event.request_id)}'
             f',"client":{self._name(event.client)}{trace},"method":{self._name(event.method[: self._kept])}'
             f',"path":{self._text(event.path[: self._kept])},"status":{event.status},"task":{self._name(event.task)}'
             f',"model":{self._name(event.model)},"cached":{_flag(event.cached)}'
@@ -94,7 +95,7 @@ class Lines:
 
     def _performance(self, event: RequestEvent, head: str) -> str:
         own = max(0.0, event.duration - event.queue_seconds - event.upstream_seconds)
-        speed = event.output_tokens / event.upstream_seconds if event.upstream_seconds > 0 else 0.0
+        speed = event.amount.usage.output / event.upstream_seconds if event.upstream_seconds > 0 else 0.0
         return (
             f'{head},"queue_ms":{event.queue_seconds * 1e3:.3f},"upstream_ms":{event.upstream_seconds * 1e3:.3f}'
             f',"app_ms":{own * 1e3:.3f},"attempts":{event.attempts},"output_tokens_per_second":{speed:.1f}'
@@ -102,10 +103,11 @@ class Lines:
         )
 
     def _cost(self, event: RequestEvent, head: str) -> str:
+        usage, cost = event.amount.usage, event.amount.cost
         return (
-            f'{head},"input_tokens":{event.input_tokens},"output_tokens":{event.output_tokens}'
-            f',"input_cost":{_dollars(event.input_cost)},"output_cost":{_dollars(event.output_cost)}'
-            f',"total_cost":{_dollars(event.total_cost)},"saved":{_dollars(event.saved)}}}\n'
+            f'{head},"input_tokens":{usage.input},"output_tokens":{usage.output}'
+            f',"input_cost":{_dollars(cost.input)},"output_cost":{_dollars(cost.output)}'
+            f',"total_cost":{_dollars(cost.total)},"saved":{_dollars(event.saved)}}}\n'
         )
 
     def _error(self, event: RequestEvent, head: str) -> str:
@@ -129,7 +131,7 @@ class Lines:
         facts = "".join(f",{quote(name)}:{self._fact(value)}" for name, value in operation.facts[:MAX_FACTS])
         message = self._redactor.shown(operation.message, TEXT_BYTES)
         return (
-            f'{{"timestamp":"{_rfc3339(operation.timestamp)}","request_id":null,"client":null'
+            f'{{"timestamp":"{rfc3339_milliseconds(operation.timestamp)}","request_id":null,"client":null'
             f',"event":{self._name(operation.event)},"message":{message}{facts}}}\n'
         )
 
@@ -148,8 +150,8 @@ class Lines:
         prompt, answer = event.prompt, event.answer
         if prompt is None:
             return ""
-        if isinstance(answer, bytes):  # its length is the response's, so it is read only to be shown
-            answer = None if self._prompts == "off" else _first_value(answer)
+        if isinstance(answer, StoredAnswer):  # its length is the response's, so it is read only to be shown
+            answer = None if self._prompts == "off" else answer.text
         digest = blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=12, key=self._prompt_key).hexdigest()
         measured = f',"prompt_chars":{len(prompt)},"prompt_hash":"{digest}"'
         if answer is not None:
@@ -164,33 +166,17 @@ class Lines:
         return self._redactor.shown(words, TEXT_BYTES, chars=PREVIEW_CHARS)
 
 
-def _first_value(body: bytes) -> str:
-    return str(next(iter(json.loads(body).values())))
-
-
 def _flag(value: bool | None) -> str:
     return "null" if value is None else "true" if value else "false"
 
 
 def _dollars(nanodollars: int) -> str:
-    """A JSON number, exact to the nano-dollar."""
-    dollars, rest = divmod(nanodollars, 10**9)
-    return f"{dollars}.{rest:09d}" if nanodollars else "0"
+    """Return a JSON number, exact to the nano-dollar."""
+    return exact_usd(nanodollars) if nanodollars else "0"
 
 
 def _number(value: float) -> str:
     return repr(value) if isfinite(value) else f'"{value}"'  # JSON has no infinity
-
-
-def _rfc3339(timestamp: float) -> str:
-    """`2026-01-31T12:00:00.250Z`: UTC with milliseconds."""
-    seconds, milliseconds = divmod(int(timestamp * 1000), 1000)
-    return f"{_second(seconds)}.{milliseconds:03d}Z"
-
-
-@lru_cache(maxsize=4)
-def _second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def traceback_of(error: BaseException | None, *, with_messages: bool) -> str | None:

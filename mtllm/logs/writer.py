@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakMethod
 
+from mtllm.domain.completion import StoredAnswer
 from mtllm.domain.events import Fact, Operation, RequestEvent
 from mtllm.logs.files import LogFile
 from mtllm.logs.lines import (
@@ -115,7 +116,8 @@ class RequestLogger:
 
     def record(self, event: RequestEvent) -> None:
         """Take over one finished request. Never raises, never waits for a file."""
-        weight = EVENT_BYTES + len(event.prompt or "") + len(event.answer or "")
+        answer = event.answer.body if isinstance(event.answer, StoredAnswer) else event.answer
+        weight = EVENT_BYTES + len(event.prompt or "") + len(answer or "")
         self._put(event, weight, urgent=event.is_error or bool(event.findings))
 
     def operational(self, event: str, message: str, **facts: Fact) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 
 from mtllm.domain.limits import Limit, Verdict
 from mtllm.ratelimit.clients import ClientTable
@@ -68,14 +68,3 @@ def _seconds_until(moment: float, now: float) -> float:
     while now + wait < moment:
         wait += math.ulp(moment)
     return wait
-
-
-@lru_cache(maxsize=256)
-def policy_header(limits: tuple[Limit, ...]) -> str:
-    """Return the value of RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-11): each quota and its window."""
-    return ", ".join(f'"{limit.name}";q={limit.amount};w={limit.window_seconds}' for limit in limits)
-
-
-def limit_header(verdict: Verdict) -> str:
-    """Return the value of RateLimit (same draft): remaining calls, and whole seconds until there are more."""
-    return f'"{verdict.limit.name}";r={verdict.remaining};t={math.ceil(verdict.reset)}'

@@ -209,10 +209,10 @@ def _money(observed: Observed) -> Iterator[Metric]:
     cost = CounterMetricFamily("mtllm_cost_usd", "Dollars that finished requests cost", labels=by)
     saved = CounterMetricFamily("mtllm_saved_usd", "Dollars that cached answers did not cost", labels=by[:2])
     for (task, model), money in sorted(observed.money.items()):
-        tokens.add_metric([task, model, "input"], money.input_tokens)
-        tokens.add_metric([task, model, "output"], money.output_tokens)
-        cost.add_metric([task, model, "input"], dollars(money.input_cost))
-        cost.add_metric([task, model, "output"], dollars(money.output_cost))
+        tokens.add_metric([task, model, "input"], money.paid.usage.input)
+        tokens.add_metric([task, model, "output"], money.paid.usage.output)
+        cost.add_metric([task, model, "input"], dollars(money.paid.cost.input))
+        cost.add_metric([task, model, "output"], dollars(money.paid.cost.output))
         saved.add_metric([task, model], dollars(money.saved))
     yield from (tokens, cost, saved)
 

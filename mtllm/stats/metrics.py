@@ -17,6 +17,7 @@ from flask import Flask, Response, request
 from werkzeug.routing import Map
 
 from mtllm.domain.completion import Origin
+from mtllm.domain.money import NO_AMOUNT, Amount
 from mtllm.http.lifecycle import Lifecycle
 from mtllm.logs.writer import RequestEvent
 from mtllm.wiring import Service
@@ -75,18 +76,15 @@ class RouteFigures:
 
 
 @dataclass(slots=True)
-class Money:
-    """What one task spent and saved with one model: tokens of paid calls, and nano-dollars."""
+class PaidAndSaved:
+    """What one task spent and saved with one model: tokens and costs of paid calls, nano-dollars saved."""
 
-    input_tokens: int = 0
-    output_tokens: int = 0
-    input_cost: int = 0
-    output_cost: int = 0
+    paid: Amount = NO_AMOUNT
     saved: int = 0
 
-    def copy(self) -> Money:
-        """The same at this moment."""
-        return Money(self.input_tokens, self.output_tokens, self.input_cost, self.output_cost, self.saved)
+    def copy(self) -> PaidAndSaved:
+        """Return the same at this moment."""
+        return PaidAndSaved(self.paid, self.saved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,7 @@ class Observed:
     """What was observed so far, by route and origin, and by task and model."""
 
     routes: dict[tuple[str, Origin], RouteFigures]
-    money: dict[tuple[str, str], Money]
+    money: dict[tuple[str, str], PaidAndSaved]
 
 
 class Metrics:
@@ -104,7 +102,7 @@ class Metrics:
         self._url_map = url_map
         self._lock = threading.Lock()
         self._figures: defaultdict[tuple[str, str], RouteFigures] = defaultdict(RouteFigures)
-        self._money: defaultdict[tuple[str, str], Money] = defaultdict(Money)
+        self._money: defaultdict[tuple[str, str], PaidAndSaved] = defaultdict(PaidAndSaved)
         self._models: set[str] = set()
 
     @cached_property
@@ -112,9 +110,9 @@ class Metrics:
         """Paths that may be labels. Made at the first request, when every part has its routes."""
         return frozenset(rule.rule for rule in self._url_map.iter_rules() if not rule.arguments)
 
-    def observe(self, event: RequestEvent, origin: Origin | None) -> None:
-        """Add one finished request. `origin`: where its answer came from; None if it came to no completion."""
-        origin = origin or Origin.NONE
+    def observe(self, event: RequestEvent) -> None:
+        """Add one finished request."""
+        origin = event.origin
         route = event.path if event.path in self._routes else OTHER
         duration = event.duration
         elsewhere = event.queue_seconds + event.upstream_seconds
@@ -129,20 +127,19 @@ class Metrics:
                 if event.attempts:
                     figures.attempts += event.attempts
                     figures.upstream.add(event.upstream_seconds)
-                self._book(event, origin)
+                self._book(event)
 
-    def _book(self, event: RequestEvent, origin: Origin) -> None:
+    def _book(self, event: RequestEvent) -> None:
         model = event.model
         if model is None or model not in self._models:
             model = self._new_model(model)
-        money = self._money[event.task or OTHER, model]
-        if origin is Origin.PAID:
-            money.input_tokens += event.input_tokens
-            money.output_tokens += event.output_tokens
+        sums = self._money[event.task or OTHER, model]
+        if event.origin is Origin.PAID:
+            sums.paid += event.amount
         else:
-            money.saved += event.saved
-        money.input_cost += event.input_cost  # a stale answer may come with what the failed attempts cost
-        money.output_cost += event.output_cost
+            sums.saved += event.saved
+            if event.attempts:  # a stale answer comes with what the failed attempts cost
+                sums.paid += Amount(cost=event.amount.cost)
 
     def _new_model(self, model: str | None) -> str:
         if model is None:

@@ -73,9 +73,10 @@ class Recent:
         self._errors: dict[str, ErrorsOfCode] = {}
         self._lock = threading.Lock()
 
-    def observe(self, event: RequestEvent, origin: Origin | None) -> None:
-        """Take note of a finished request. `origin`: where its answer came from; None if it came to no completion."""
-        if origin is not None and origin is not _NONE:
+    def observe(self, event: RequestEvent) -> None:
+        """Take note of a finished request."""
+        origin = event.origin
+        if origin is not _NONE:
             duration = event.duration
             (self._hits if origin is _HIT or origin is _STALE else self._misses).append(duration)
             own = duration - event.queue_seconds - event.upstream_seconds
