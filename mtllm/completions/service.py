@@ -44,7 +44,7 @@ from mtllm.domain.errors import (
 from mtllm.domain.money import NOTHING, Receipt
 from mtllm.resilience.admission import Admission
 from mtllm.resilience.breaker import CircuitBreaker
-from mtllm.resilience.retry import Retrier
+from mtllm.resilience.retry import Retrier, run_with_repairs
 from mtllm.resilience.single_flight import SingleFlight
 from mtllm.tasks import Job, rendered
 
@@ -286,15 +286,13 @@ class Completions:
 
     def _repaired(self, order: _Order) -> _Bought:
         """Attempts with retries; an invalid answer is asked for again as often as the task allows."""
-        for repairs_left in range(order.job.task.repairs, -1, -1):
-            try:
-                return self._retrier.run(
-                    partial(self._attempt, order), deadline=order.deadline, made=order.receipt.attempts
-                )
-            except UpstreamInvalidAnswer:
-                if not repairs_left or not self._retrier.allows_more_than(order.receipt.attempts):
-                    raise
-        raise AssertionError("unreachable: the last round returns or raises")
+        return run_with_repairs(
+            lambda: self._retrier.run(
+                partial(self._attempt, order), deadline=order.deadline, made=order.receipt.attempts
+            ),
+            order.job.task.repairs,
+            may_repair=lambda: self._retrier.allows_more_than(order.receipt.attempts),
+        )
 
     def _attempt(self, order: _Order) -> _Bought:
         model = self._configured()

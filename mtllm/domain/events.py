@@ -59,8 +59,8 @@ class RequestEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
-    """Something that no single request caused: its name, a sentence for the operator, and figures."""
+class Notice:
+    """What no single request caused: the event's name, a sentence for the operator, and figures."""
 
     timestamp: float
     event: str

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from mtllm.gemini.failures import failure_of_element, as_object, as_objects
+from mtllm.gemini.failures import as_object, as_objects, failure_of_element
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
