@@ -34,6 +34,8 @@ _SPANS = {"day": DAY, "hour": HOUR, "minute": MINUTE}
 _COLUMN_OF = {"timestamp": "at", "cached": f"status = '{HIT}'", "key": "key_name"}
 _EXPORT_COLUMNS = ", ".join(_COLUMN_OF.get(name, name) for name in ExportRow._fields)
 _EXPORT = f"SELECT at, id, {_EXPORT_COLUMNS} FROM entries WHERE (at, id) > (?, ?) AND at < ? ORDER BY at, id LIMIT ?"  # noqa: S608
+_TIMESTAMP = ExportRow._fields.index("timestamp")
+_FLAGS = [ExportRow._fields.index(name) for name in ("cached", "shared", "estimated", "unpriced")]
 EXPORT_CHUNK = 500
 
 
@@ -116,11 +118,8 @@ def _label(group_by: GroupBy, key: str | int) -> str:
 
 
 def _export_row(row: Row) -> ExportRow:
-    stored = ExportRow._make(row[2:])  # databases differ in how they give a flag
-    return stored._replace(
-        timestamp=stored.timestamp / MICROSECONDS,
-        cached=bool(stored.cached),
-        shared=bool(stored.shared),
-        estimated=bool(stored.estimated),
-        unpriced=bool(stored.unpriced),
-    )
+    values = list(row[2:])
+    values[_TIMESTAMP] /= MICROSECONDS
+    for flag in _FLAGS:  # databases differ in how they give one
+        values[flag] = bool(values[flag])
+    return ExportRow._make(values)

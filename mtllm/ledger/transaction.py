@@ -271,33 +271,34 @@ class LedgerTransaction:
 
     def add_hits(self, hits: Sequence[Hit]) -> None:
         """Insert the rows of `hits`. Statements of many rows, since each one lets go of the interpreter's lock."""
-        rows = [
-            (
-                micros(hit.timestamp),
-                hit.request_id,
-                hit.task,
-                hit.client,
-                hit.key,
-                hit.model,
-                int(hit.shared),
-                hit.input_tokens,
-                hit.output_tokens,
-                hit.saved,
+        rows: list[tuple[Value, ...]] = []
+        savings: dict[tuple[int, str, str, str], list[int]] = {}
+        for hit in hits:
+            at = micros(hit.timestamp)
+            rows.append(
+                (
+                    at,
+                    hit.request_id,
+                    hit.task,
+                    hit.client,
+                    hit.key,
+                    hit.model,
+                    int(hit.shared),
+                    hit.input_tokens,
+                    hit.output_tokens,
+                    hit.saved,
+                )
             )
-            for hit in hits
-        ]
+            savings.setdefault((_minute_of(at), hit.task, hit.client, hit.model), []).append(hit.saved)
         whole = len(rows) - len(rows) % HITS_A_STATEMENT
         for start in range(0, whole, HITS_A_STATEMENT):
             chunk = rows[start : start + HITS_A_STATEMENT]
             self._connection.execute(_INSERT_HITS, [value for row in chunk for value in row])
         if rows[whole:]:
             self._connection.executemany(_INSERT_HIT, rows[whole:])
-        savings: dict[Bucket, list[int]] = {}
-        for hit in hits:
-            bucket = Bucket(_minute_of(micros(hit.timestamp)), hit.task, hit.client, hit.model)
-            savings.setdefault(bucket, []).append(hit.saved)
         for bucket, amounts in savings.items():
-            self._count(bucket, Counts(requests=len(amounts), cached_requests=len(amounts), saved=sum(amounts)))
+            counts = Counts(requests=len(amounts), cached_requests=len(amounts), saved=sum(amounts))
+            self._count(Bucket(*bucket), counts)
 
     def mark_unsettled(self, now: float) -> int:
         """Mark the rows still open after their deadline and return how many. Their bounds stay reserved."""
