@@ -398,7 +398,7 @@ class TestProgress:
         clock, stream = FakeClock(0.0), Terminal()
         progress = Progress(stream, "exported", monotonic=clock)
         clock.advance(1)
-        assert sum(progress.counted(range(1500))) == sum(range(1500))
+        assert sum(progress.count(range(1500))) == sum(range(1500))
         assert stream.getvalue() == "\rrows exported: 1,000\rrows exported: 1,500\n"
 
     def test_a_log_hears_of_every_hundred_thousand_rows(self) -> None:
