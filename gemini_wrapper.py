@@ -29,18 +29,18 @@ def generate_text(prompt: str) -> str:
     Raises ApiError: InvalidRequest for a prompt that the API would not take either, NotConfigured without a key, else
     what went wrong at Gemini.
     """
-    return _shared().run("text", prompt=prompt)
+    return _tasks().run("text", prompt=prompt)
 
 
 def generate_code(prompt: str) -> str:
     """Return code for what `prompt` describes, without the fence around it. Raises as `generate_text` does."""
-    return _shared().run("code", prompt=prompt)
+    return _tasks().run("code", prompt=prompt)
 
 
 def classify_text(text: str, categories: Sequence[str]) -> str:
     """Return the one of `categories` that fits `text`, spelled as given. Raises as `generate_text` does."""
     labels = categories if isinstance(categories, str) else list(categories)  # a string is not taken for its letters
-    return _shared().run("classify", text=text, categories=labels)
+    return _tasks().run("classify", text=text, categories=labels)
 
 
 class GeminiTasks:
@@ -81,7 +81,7 @@ class GeminiTasks:
 _making = threading.Lock()
 
 
-def _shared() -> GeminiTasks:
+def _tasks() -> GeminiTasks:
     with _making:  # callers who come first together share one pool of connections
         return _from_environment()
 

@@ -52,7 +52,7 @@ class WritingConnection:
 
         Raises what the database raises. Nothing is written then.
         """
-        connection = self._connected()
+        connection = self._connect()
         try:
             connection.begin()
             transaction = LedgerTransaction(connection)
@@ -72,7 +72,7 @@ class WritingConnection:
             with suppress(Exception):
                 connection.close()
 
-    def _connected(self) -> Connection:
+    def _connect(self) -> Connection:
         if self._connection is None:
             connection = self._engine.connect()
             try:

@@ -69,13 +69,13 @@ class LogFile:
 
     def create(self) -> None:
         """Create the file if it is missing."""
-        with self._locked():
+        with self._lock_current():
             pass
 
     def append(self, lines: bytes) -> None:
         """Write whole lines, each ending in a newline. A part of them that the file system refuses is taken back."""
         while lines:
-            with self._locked() as (fd, size):
+            with self._lock_current() as (fd, size):
                 part = self._fitting(lines, size)
                 if part:
                     self._write_all(fd, part, size)
@@ -85,7 +85,7 @@ class LogFile:
 
     def probe(self) -> None:
         """Raise OSError if the file could not take lines now. Leaves it as it is."""
-        with self._locked() as (fd, size):
+        with self._lock_current() as (fd, size):
             self._write_all(fd, _PROBE, size)
             os.ftruncate(fd, size)
 
@@ -104,7 +104,7 @@ class LogFile:
             os.close(fd)
 
     @contextmanager
-    def _locked(self) -> Iterator[tuple[int, int]]:
+    def _lock_current(self) -> Iterator[tuple[int, int]]:
         """Lock the file that the path names, so that nobody else writes or moves it; its descriptor and size."""
         try:
             yield self._current()

@@ -62,8 +62,8 @@ class Lines:
         self._redactor = Redactor(secrets)
         self._kept = TEXT_BYTES + self._redactor.margin + 1
         self._prompt_key = prompt_key or token_bytes(32)
-        self._name: Callable[[str | None], str] = lru_cache(1024)(lambda text: self._redactor.shown(text, NAME_BYTES))
-        self._text: Callable[[str | None], str] = lru_cache(1024)(lambda text: self._redactor.shown(text, TEXT_BYTES))
+        self._name: Callable[[str | None], str] = lru_cache(1024)(lambda text: self._redactor.show(text, NAME_BYTES))
+        self._text: Callable[[str | None], str] = lru_cache(1024)(lambda text: self._redactor.show(text, TEXT_BYTES))
 
     def of(self, event: RequestEvent | Notice) -> list[tuple[str, str]]:
         """Return pairs of file name and line."""
@@ -118,8 +118,8 @@ class Lines:
         )
 
     def _error(self, event: RequestEvent, head: str) -> str:
-        fault = self._redactor.shown(traceback_of(event.fault, with_messages=self._prompts != "off"), FAULT_BYTES)
-        note = self._redactor.shown(event.note, TEXT_BYTES)
+        fault = self._redactor.show(traceback_of(event.fault, with_messages=self._prompts != "off"), FAULT_BYTES)
+        note = self._redactor.show(event.note, TEXT_BYTES)
         code = self._name(event.code)
         return f'{head},"code":{code},"attempts":{event.attempts},"note":{note},"fault":{fault}}}\n'
 
@@ -131,12 +131,12 @@ class Lines:
             yield self._finding(head, kind, severity, event.note or "")
 
     def _finding(self, head: str, kind: str, severity: str, evidence: str) -> str:
-        shown = self._redactor.shown(evidence, TEXT_BYTES)
+        shown = self._redactor.show(evidence, TEXT_BYTES)
         return f'{head},"kind":{self._name(kind)},"severity":{self._name(severity)},"evidence":{shown}}}\n'
 
     def _notice(self, notice: Notice) -> str:
         facts = "".join(f",{quote(name)}:{self._fact(value)}" for name, value in notice.facts[:MAX_FACTS])
-        message = self._redactor.shown(notice.message, TEXT_BYTES)
+        message = self._redactor.show(notice.message, TEXT_BYTES)
         return (
             f'{{"timestamp":"{_rfc3339(notice.timestamp)}","request_id":null,"client":null'
             f',"event":{self._name(notice.event)},"message":{message}{facts}}}\n'
@@ -145,12 +145,12 @@ class Lines:
     def _fact(self, value: Fact) -> str:
         if value is None or isinstance(value, bool):
             return _flag(value)
-        return self._redactor.shown(value, NAME_BYTES) if isinstance(value, str) else _number(value)
+        return self._redactor.show(value, NAME_BYTES) if isinstance(value, str) else _number(value)
 
     def _id(self, text: str) -> str:
         if _PLAIN_ID.fullmatch(text):  # nothing to hide and nothing to escape
             return f'"{text}"'
-        return self._redactor.shown(text, NAME_BYTES)
+        return self._redactor.show(text, NAME_BYTES)
 
     def _words(self, event: RequestEvent) -> str:
         """Return length and keyed hash of the prompt, and of the words themselves what LOG_PROMPTS allows."""
@@ -169,8 +169,8 @@ class Lines:
 
     def _excerpt(self, words: str | None) -> str:
         if self._prompts == "full" or words is None:
-            return self._redactor.shown(words, FULL_PROMPT_BYTES)
-        return self._redactor.shown(words, TEXT_BYTES, chars=PREVIEW_CHARS)
+            return self._redactor.show(words, FULL_PROMPT_BYTES)
+        return self._redactor.show(words, TEXT_BYTES, chars=PREVIEW_CHARS)
 
 
 def _first_value(body: bytes) -> str:

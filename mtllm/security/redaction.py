@@ -85,7 +85,7 @@ class Redactor:
         self._secrets = _spellings(secrets)
         self.margin = max([MARGIN, *map(len, self._secrets)])
 
-    def shown(self, text: str | None, limit: int, *, chars: int | None = None) -> str:
+    def show(self, text: str | None, limit: int, *, chars: int | None = None) -> str:
         """Return a JSON string of at most `limit` bytes and `chars` characters, its end cut with a mark if need be.
 
         ASCII without control characters, whatever `text` holds; `null` for None.
