@@ -81,9 +81,9 @@ def test_ordinary_text_is_left_alone(text: str) -> None:
 
 def test_configured_secrets_are_masked_in_every_spelling() -> None:
     """As they are, percent-encoded and as JSON; the longer one first where one holds another."""
-    show = Redactor(("pa ss/é", "canary", "canary-longer", "abc")).shown
+    show = Redactor(("pa ss/é", "canary", "canary-longer", "abc")).show
     text = "pa ss/é pa%20ss%2F%C3%A9 pa ss/\\u00e9 canary canary-longer abc"
-    assert json.loads(shown(text, 1000)) == " ".join(["[redacted]"] * 5) + " abc"
+    assert json.loads(show(text, 1000)) == " ".join(["[redacted]"] * 5) + " abc"
 
 
 @pytest.mark.parametrize(
