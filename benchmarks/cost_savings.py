@@ -20,7 +20,7 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
-from cost_tracker import DEFAULT_MODEL, Price, PriceTable
+from mtllm.billing.prices import DEFAULT_MODEL, Price, PriceTable
 from mtllm.caching.responses import AnswerStore
 from mtllm.domain.completion import StoredAnswer
 from mtllm.domain.money import TokenUsage

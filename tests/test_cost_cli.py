@@ -17,11 +17,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cost_savings
-from cost_tracker import COLUMNS, LATEST, CostTracker, Price, PriceTable, export_csv, export_jsonl, parse_time, rfc3339
+from cost_tracker import CostTracker
 from mtllm.billing.cli import Progress, main
+from mtllm.billing.export import COLUMNS, export_csv, export_jsonl
+from mtllm.billing.prices import Price, PriceTable
 from mtllm.billing.report import LINES_A_TABLE, report
+from mtllm.domain.events import RequestEvent
 from mtllm.domain.money import Amount, Charge, Cost, TokenUsage
+from mtllm.domain.times import LATEST, parse_time, rfc3339
 from mtllm.ledger.ledger import Attempt, ExportRow, Hit, Ledger, Settlement, open_ledger
+from mtllm.logs.writer import RequestLogger
 from tests.fakes import FakeClock
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -393,7 +398,7 @@ class TestProgress:
         clock, stream = FakeClock(0.0), Terminal()
         progress = Progress(stream, "exported", monotonic=clock)
         clock.advance(1)
-        assert sum(progress.counted(range(1500))) == sum(range(1500))
+        assert sum(progress.count(range(1500))) == sum(range(1500))
         assert stream.getvalue() == "\rrows exported: 1,000\rrows exported: 1,500\n"
 
     def test_a_log_hears_of_every_hundred_thousand_rows(self) -> None:
@@ -427,7 +432,7 @@ class TestCostTracker:
         [line] = (tmp_path / "logs" / "cost_tracking.log").read_text().splitlines()
         event = json.loads(line)
         assert (event["timestamp"], event["client"], event["total_cost"]) == (
-            "2026-11-23T12:00:00.000000Z",
+            "2026-11-23T12:00:00.000Z",
             "203.0.113.9",
             2.2e-6,
         )
@@ -499,6 +504,16 @@ class TestCostTracker:
         assert tracker.track_request("text", "a", "x", "y").total_cost == 0
         assert ledger.totals().unpriced_requests == 1
         ledger.close()
+
+    def test_its_log_is_the_services_own(self, tracker: CostTracker, tmp_path: Path) -> None:
+        """Both write the same keys in the same order, so that one file can hold the lines of both."""
+        logger = RequestLogger(tmp_path / "logs", clock=FakeClock(NOON))
+        logger.record(RequestEvent("r-1", NOON, client="a", task="text", cached=False))
+        logger.close()
+        tracker.track_request("text", "a", "x", "y")
+        lines = (tmp_path / "logs" / "cost_tracking.log").read_text().splitlines()
+        services, trackers = (list(json.loads(line)) for line in lines)
+        assert services == trackers
 
     def test_a_log_that_cannot_be_written_fails_no_request(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture

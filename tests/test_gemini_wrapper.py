@@ -741,10 +741,11 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]
         chosen = {"google_api_key": KEY, "gemini_api_endpoint": server and server.url, **settings}
         monkeypatch.setattr("mtllm.settings.load_settings", lambda: Settings(**chosen))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(gemini_wrapper, "_shared", None)
+    gemini_wrapper._from_environment.cache_clear()
     yield configure
-    if gemini_wrapper._shared is not None:
-        gemini_wrapper._shared[0].close()
+    if gemini_wrapper._from_environment.cache_info().currsize:
+        gemini_wrapper._from_environment().close()
+        gemini_wrapper._from_environment.cache_clear()
 
 
 def test_python_callers_get_text_code_and_labels(environment: Callable[..., None]) -> None:

@@ -23,7 +23,7 @@ from mtllm.domain.errors import (
 )
 from mtllm.resilience.admission import Admission
 from mtllm.resilience.breaker import CircuitBreaker
-from mtllm.resilience.retry import Retrier
+from mtllm.resilience.retry import Retrier, run_with_repairs
 from mtllm.tasks import Job
 
 Ask = Callable[[Model, OpenAttempt], Answer]
@@ -96,15 +96,13 @@ class Attempts:
         may_repeat: Callable[[], bool] | None,
     ) -> StoredAnswer:
         """Make attempts with retries; ask again for an invalid answer as often as the task allows."""
-        repairs_left = request.job.task.repairs
-        while True:
-            try:
-                return retry(made=request.receipt.attempts)
-            except UpstreamInvalidAnswer:
-                is_final = may_repeat is not None and not may_repeat()
-                if is_final or not repairs_left or not self._retrier.allows_more_than(request.receipt.attempts):
-                    raise
-                repairs_left -= 1
+
+        def may_repair() -> bool:
+            return (may_repeat is None or may_repeat()) and self._retrier.allows_more_than(request.receipt.attempts)
+
+        return run_with_repairs(
+            lambda: retry(made=request.receipt.attempts), request.job.task.repairs, may_repair=may_repair
+        )
 
     def _attempt(self, request: CompletionRequest, model: Model, ask: Ask) -> StoredAnswer:
         with self._open(request, model) as attempt:

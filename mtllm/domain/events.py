@@ -58,8 +58,8 @@ class RequestEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
-    """An event that no single request caused: its name, a sentence for the operator, and figures."""
+class Notice:
+    """What no single request caused: the event's name, a sentence for the operator, and figures."""
 
     timestamp: float
     event: str

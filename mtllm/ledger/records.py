@@ -44,7 +44,7 @@ class Attempt:
 
 
 def scopes_of(key: str | None) -> tuple[str, ...]:
-    """The budget scopes of a call made with the API key named `key`; the service always comes first."""
+    """Return the budget scopes of a call made with the API key named `key`; the service always comes first."""
     return (SERVICE_SCOPE,) if key is None else (SERVICE_SCOPE, key_scope(key))
 
 
@@ -53,6 +53,10 @@ class BudgetState(NamedTuple):
 
     spent: int
     reserved: int
+
+    def plus(self, other: BudgetState) -> BudgetState:
+        """Return both together."""
+        return BudgetState(self.spent + other.spent, self.reserved + other.reserved)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from mtllm.domain.errors import Retry, UpstreamFailure
+from mtllm.domain.errors import Retry, UpstreamFailure, UpstreamInvalidAnswer
 
 BASE_SECONDS = 0.5
 """The longest wait before the first retry; it doubles with each further one."""
@@ -161,3 +161,17 @@ class Retrier:
     def _may_retry(self, number: int, pause: float, deadline: float) -> bool:
         """Return whether a retry helps; the budget is asked last, so that only a retry which is made is counted."""
         return number < self._max_attempts and self._monotonic() + pause < deadline and self._budget.take_retry()
+
+
+def run_with_repairs(ask: Callable[[], T], repairs: int, *, may_repair: Callable[[], bool] = lambda: True) -> T:
+    """Return what `ask()` returns, asking again up to `repairs` times for an answer that cannot be used.
+
+    Raises the last UpstreamInvalidAnswer, or the first that `may_repair()` gives up, and whatever else `ask` raises.
+    """
+    for _ in range(repairs):
+        try:
+            return ask()
+        except UpstreamInvalidAnswer:
+            if not may_repair():
+                raise
+    return ask()
