@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from mtllm.gemini.failures import failure_of_element, mapping, mappings
+from mtllm.gemini.failures import failure_of_element, as_object, as_objects
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -18,8 +18,12 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 """No answer of the API comes near; it bounds what a misbehaving peer can make us hold."""
 
 
-def pieces_of(response: BaseHTTPResponse) -> Iterator[bytes]:
-    """The body as it arrives, decompressed. Raises ValueError past MAX_BODY_BYTES."""
+_THOUGHT = '"thought"'
+_STRUCTURE = re.compile(r'\\.|["{}]', re.DOTALL)
+
+
+def read_pieces(response: BaseHTTPResponse) -> Iterator[bytes]:
+    """Yield the body as it arrives, decompressed. Raises ValueError past MAX_BODY_BYTES."""
     size = 0
     while piece := response.read1(READ_BYTES, decode_content=True):
         size += len(piece)
@@ -28,13 +32,11 @@ def pieces_of(response: BaseHTTPResponse) -> Iterator[bytes]:
         yield piece
 
 
-_STRUCTURE = re.compile(r'\\.|["{}]', re.DOTALL)
-
-
 def json_objects(pieces: Iterable[bytes]) -> Iterator[str]:
-    """The objects of a JSON array, each as soon as its last brace is there. Linear in the length of the body.
+    """Yield the objects of a JSON array, each as soon as its last brace is there.
 
-    Raises ValueError when the body is no array of objects, is not UTF-8, or ends before the array does.
+    Linear in the length of the body. Raises ValueError when the body is no array of objects, is not UTF-8, or ends
+    before the array does.
     """
     decode = codecs.getincrementaldecoder("utf-8")().decode
     held: list[str] = []  # what was read of the current object, or since the last one
@@ -71,16 +73,16 @@ def _opens_array(text: str) -> bool:
     return bool(stripped)
 
 
-def whole_body(pieces: Iterable[bytes]) -> bytes:
-    """A plain body, without thoughts. Raises ValueError when it has some and is no JSON."""
+def read_body(pieces: Iterable[bytes]) -> bytes:
+    """Return a plain body without its thoughts. Raises ValueError when it has some and is no JSON."""
     body = b"".join(pieces)
     return _without_thoughts(body.decode()).encode() if _THOUGHT.encode() in body else body
 
 
-def elements_of(pieces: Iterable[bytes]) -> Iterator[str]:
-    """The body of a stream, an array, in parts of which each ends with one element.
+def read_elements(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Yield the body of a stream, a JSON array, in parts of which each ends with one element.
 
-    Raises UpstreamFailure for an element that tells of an error, ValueError as `json_objects` does.
+    Raises UpstreamFailure for an element that is an error, ValueError as `json_objects` does.
     """
     separator = "["
     for text in json_objects(pieces):
@@ -91,13 +93,10 @@ def elements_of(pieces: Iterable[bytes]) -> Iterator[str]:
     yield "[]" if separator == "[" else "]"
 
 
-_THOUGHT = '"thought"'
-
-
 def _without_thoughts(text: str) -> str:
     message = json.loads(text)
-    for candidate in mappings(mapping(message).get("candidates")):
+    for candidate in as_objects(as_object(message).get("candidates")):
         content = candidate.get("content")
         if isinstance(content, dict):
-            content["parts"] = [part for part in mappings(content.get("parts")) if part.get("thought") is not True]
+            content["parts"] = [part for part in as_objects(content.get("parts")) if part.get("thought") is not True]
     return json.dumps(message)

@@ -32,10 +32,13 @@ DEFAULT_WAIT_SECONDS = 1.0
 """What a caller is told to wait when Gemini did not say."""
 
 
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{0,18})?)(ms|s)")
+
+
 def failure_of_status(status: object, body: bytes, headers: Mapping[str, str]) -> UpstreamFailure:
-    """What a response with this status and Google's error JSON as its body means. Total: no body makes it raise."""
+    """Return what a response with this status and Google's error JSON as its body means. No body makes it raise."""
     details = _error_details(body)
-    wait = _asked_wait(details, headers)
+    wait = _requested_wait(details, headers)
     pause = DEFAULT_WAIT_SECONDS if wait is None else wait
     match status:
         case 429 if _is_daily(details):
@@ -61,45 +64,49 @@ def failure_of_status(status: object, body: bytes, headers: Mapping[str, str]) -
 
 
 def _error_details(body: bytes) -> Sequence[Mapping[str, Any]]:
-    """`details` of Google's error JSON, which comes in an array on streams."""
+    """Return `details` of Google's error JSON, which comes in an array on streams."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
         return ()
     if isinstance(document, list):
         document = next(iter(document), None)
-    return mappings(mapping(mapping(document).get("error")).get("details"))
+    return as_objects(as_object(as_object(document).get("error")).get("details"))
 
 
 def failure_of_element(text: str) -> UpstreamFailure | None:
-    """What an error document among the elements of a stream means; deltas may have been passed on before it."""
+    """Return what an error document among the elements of a stream means; None for any other element.
+
+    Deltas may have been passed on before it, so it is not sent again.
+    """
     if '"error"' not in text or '"candidates"' in text:
         return None
-    failure = failure_of_status(mapping(mapping(json.loads(text)).get("error")).get("code"), text.encode(), {})
+    failure = failure_of_status(as_object(as_object(json.loads(text)).get("error")).get("code"), text.encode(), {})
     failure.retry, failure.maybe_billed = Retry.NEVER, True
     return failure
 
 
-def mapping(value: object) -> Mapping[str, Any]:
-    """`value` if it is a JSON object, else an empty one."""
+def as_object(value: object) -> Mapping[str, Any]:
+    """Return `value` if it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def mappings(value: object) -> Sequence[Mapping[str, Any]]:
-    """The objects in `value` if it is a JSON array, else nothing."""
+def as_objects(value: object) -> Sequence[Mapping[str, Any]]:
+    """Return the objects in `value` if it is a JSON array, else none."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else ()
 
 
-def _asked_wait(details: Iterable[Mapping[str, Any]], headers: Mapping[str, str]) -> float | None:
-    """The seconds Gemini asks for: RetryInfo, or the forms that were seen instead of it."""
-    asked = [detail.get("retryDelay") for detail in details]
-    asked += [mapping(detail.get("metadata")).get("quotaResetDelay") for detail in details]
-    asked.append(f"{headers.get('Retry-After', '')}s")
-    return next((min(wait, MAX_WAIT_SECONDS) for wait in map(parse_duration, asked) if wait is not None), None)
+def _requested_wait(details: Iterable[Mapping[str, Any]], headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that Gemini asks for: RetryInfo, or the forms that were seen instead of it."""
+    durations = [detail.get("retryDelay") for detail in details]
+    durations += [as_object(detail.get("metadata")).get("quotaResetDelay") for detail in details]
+    durations.append(f"{headers.get('Retry-After', '')}s")
+    waits = [wait for duration in durations if (wait := parse_duration(duration)) is not None]
+    return min(waits[0], MAX_WAIT_SECONDS) if waits else None
 
 
 def _is_daily(details: Iterable[Mapping[str, Any]]) -> bool:
-    violations = (violation for detail in details for violation in mappings(detail.get("violations")))
+    violations = (violation for detail in details for violation in as_objects(detail.get("violations")))
     return any("PerDay" in str(violation.get("quotaId")) for violation in violations)
 
 
@@ -107,25 +114,19 @@ def _refuses_key(details: Iterable[Mapping[str, Any]]) -> bool:
     return any(str(detail.get("reason")).startswith("API_KEY_") for detail in details)
 
 
-_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{0,18})?)(ms|s)")
-
-
 def parse_duration(text: object) -> float | None:
-    """Seconds from a duration as Google writes it ("45.837906927s", "373.801628ms"); None for anything else."""
+    """Return the seconds of a duration as Google writes it ("45.837906927s", "373.801628ms"), else None."""
     match = _DURATION.fullmatch(text) if isinstance(text, str) and len(text) <= 40 else None
     if match is None:
         return None
     return float(match[1]) / (1000 if match[2] == "ms" else 1)
 
 
-# Exceptions
-
-
 @contextmanager
-def translated(call: BoundedCall, *, is_whole: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """The border: whatever the SDK, requests or urllib3 raise inside comes out as an UpstreamFailure.
+def translate_failures(call: BoundedCall, *, is_whole: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Turn whatever the SDK, requests or urllib3 raise inside into an UpstreamFailure.
 
-    When `is_whole` the answer was complete before the failure, which is then of no interest.
+    When `is_whole()` is true, the answer was complete before the failure, which is then dropped.
     """
     try:
         yield
@@ -172,7 +173,7 @@ def _is_loss(error: BaseException) -> bool:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and the errors it was raised for."""
+    """Yield the error, and the errors it was raised for."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

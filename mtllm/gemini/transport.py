@@ -1,4 +1,4 @@
-"""What stands between the SDK and Gemini: a session whose connections work for one `BoundedCall` at a time.
+"""The connections between the SDK and Gemini, each of which works for one `BoundedCall` at a time.
 
 So a call can be ended from outside. The session the SDK would make is one of requests, which looks for proxies,
 certificates, cookies, hooks and the pool anew for each request and takes as long for it as the SDK for all the rest;
@@ -28,7 +28,7 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from urllib3.util.connection import create_connection
 
 from mtllm.domain.errors import UpstreamError
-from mtllm.gemini.bodies import elements_of, pieces_of, whole_body
+from mtllm.gemini.bodies import read_body, read_elements, read_pieces
 from mtllm.gemini.deadlines import BoundedCall, running
 from mtllm.gemini.failures import failure_of_status
 
@@ -46,10 +46,11 @@ class Transport(GenerativeServiceRestTransport):
 
 
 class Session:
-    """Sends to one endpoint, which proxies and certificates of the environment apply to; a loopback takes no proxy.
+    """Sends requests to one endpoint.
 
-    At most `connections` are kept alive; more requests than that at once work but connect anew. Raises UpstreamError
-    when proxy or certificates cannot be used.
+    Proxies and certificates of the environment apply to it, no proxy to a loopback. At most `connections`
+    are kept alive; more requests than that at once work but connect anew. Raises UpstreamError when proxy or
+    certificates cannot be used.
     """
 
     def __init__(self, *, endpoint: str, api_key: str, connections: int) -> None:
@@ -76,7 +77,7 @@ class Session:
         data: str,
         stream: bool = False,  # noqa: ARG002  # the SDK says it; here every body is read as it comes
     ) -> Response:
-        """Send as the SDK asks for it, in the words of requests. Raises UpstreamFailure for a bad status."""
+        """Send one request, with the arguments of `requests`. Raises UpstreamFailure for a bad status."""
         raw = self.pool.urlopen(
             "POST",
             f"{url if self._absolute else url.removeprefix(self._origin)}?{urlencode(params)}",
@@ -99,7 +100,7 @@ class Session:
 
 
 class Response:
-    """An answer with a good status, in the words of requests as far as the SDK uses them."""
+    """An answer with a good status, with the attributes of a `requests.Response` that the SDK uses."""
 
     status_code = 200
 
@@ -112,12 +113,12 @@ class Response:
 
     @property
     def content(self) -> bytes:
-        """The body of a plain answer; it can be read once."""
-        return whole_body(pieces_of(self._raw))
+        """Read the body of a plain answer, which works once."""
+        return read_body(read_pieces(self._raw))
 
     def iter_content(self, *, decode_unicode: bool) -> Iterator[str]:  # noqa: ARG002  # the SDK wants text, always
-        """The body of a stream, one element of its array at a time; requests would hand it on byte by byte."""
-        return elements_of(pieces_of(self._raw))
+        """Yield the body of a stream, one element of its array at a time; requests would do it byte by byte."""
+        return read_elements(read_pieces(self._raw))
 
     def close(self) -> None:
         self._raw.close()
@@ -132,7 +133,7 @@ def _error_body(raw: BaseHTTPResponse) -> bytes:
 
 
 class _Owned:
-    """What both kinds of connection add: each socket works for the call of the thread that uses it."""
+    """Adds to both kinds of connection that each socket works for the call of the thread that uses it."""
 
     owner: BoundedCall | None = None
     wire: socket.socket | None = None
@@ -216,7 +217,7 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 class _Adapter(HTTPAdapter):
-    """Connections as above, straight or through a proxy."""
+    """Makes connections as above, straight or through a proxy."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
@@ -231,7 +232,7 @@ class _Adapter(HTTPAdapter):
 
 
 def is_loopback(endpoint: str) -> bool:
-    """Does the URL name this machine itself?"""
+    """Return whether the URL names this machine itself."""
     host = urlsplit(endpoint).hostname or ""
     try:
         return ip_address(host).is_loopback
