@@ -47,7 +47,7 @@ class LedgerMaintenance:
 
     def start(self) -> None:
         """Begin looking, the first time after `look_seconds`."""
-        # Made here and not above: on Python 3.13 a thread object that was made before a fork cannot be started after it.
+        # On Python 3.13 a thread object that was made before a fork cannot be started after it, so it is made here.
         self._thread = threading.Thread(target=self._work, name="ledger-maintenance", daemon=True)
         self._thread.start()
 

@@ -71,7 +71,8 @@ class Instruction:
     """What a model is asked: everything about a request that changes the answer, and nothing else."""
 
     prompt: str
-    temperature: float
+    temperature: float | None
+    """None: not sent."""
     max_output_tokens: int
     system: str | None = None
     labels: tuple[str, ...] = ()

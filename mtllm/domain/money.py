@@ -53,11 +53,12 @@ def _half_even(value: int, divisor: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
-    """Token counts of one call as Gemini reports them: `input` includes `cached_input`, `output` includes thinking."""
+    """Token counts as Gemini reports them: `input` includes `cached_input`, `output` includes `thinking`."""
 
     input: int
     output: int
     cached_input: int = 0
+    thinking: int = 0
 
 
 @dataclass(frozen=True, slots=True)
