@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mtllm.domain.errors import Retry, UpstreamFailure
-from mtllm.gemini.bodies import split_array
+from mtllm.gemini.bodies import split_array, split_events
 from mtllm.gemini.failures import failure_of_status
 from mtllm.gemini.waits import MAX_WAIT_SECONDS, parse_duration
 
@@ -132,3 +132,15 @@ def test_any_error_has_a_meaning(status: object, body: bytes, retry_after: str) 
 def test_a_deeply_nested_error_has_a_meaning() -> None:
     """Nesting past the parser's limit is no details."""
     assert failure_of_status(503, b"[" * 60_000, {}).retry is Retry.YES
+
+
+@given(
+    events=st.lists(st.text(st.characters(exclude_characters="\r\n", codec="utf-8")), max_size=4),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+    places=st.lists(st.integers(0, 10_000), max_size=12),
+)
+@BRIEF
+def test_a_stream_of_events_gives_its_data_however_it_is_cut(events: list[str], end: str, places: list[int]) -> None:
+    """Pieces may end anywhere: within a line end, a field's name, a character of several bytes."""
+    body = "".join(f"data: {event}{end}{end}" for event in events).encode()
+    assert list(split_events(cut_up(body, places))) == [event for event in events if event != "[DONE]"]

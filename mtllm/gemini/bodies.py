@@ -68,21 +68,30 @@ def read_pieces(response: BaseHTTPResponse) -> Iterator[bytes]:
 
 def split_events(pieces: Iterable[bytes]) -> Iterator[str]:
     """Yield the data of each server-sent event. Raises ValueError when the body ends within one, or is not UTF-8."""
-    decode = codecs.getincrementaldecoder("utf-8-sig")().decode
     data: list[str] = []
+    for line in _split_lines(pieces):
+        if line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+        elif not line and data:
+            event, data = "\n".join(data), []
+            if event != _END_OF_EVENTS:
+                yield event
+    if data:
+        raise ValueError("the last event has no end")
+
+
+def _split_lines(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Yield each line as soon as it is there; the last one even without an end."""
+    decode = codecs.getincrementaldecoder("utf-8-sig")().decode
     held = ""
     for piece in pieces:
         held += decode(piece)
-        *lines, held = _LINE_END.split(held) if not held.endswith("\r") else [held]
-        for line in lines:
-            if line.startswith("data:"):
-                data.append(line[5:].removeprefix(" "))
-            elif not line and data:
-                event, data = "\n".join(data), []
-                if event != _END_OF_EVENTS:
-                    yield event
-    if data or held.strip():
-        raise ValueError("the last event has no end")
+        whole = held.removesuffix("\r")  # the other half of this line end may be in the next piece
+        *lines, rest = _LINE_END.split(whole)
+        held = rest + held[len(whole) :]
+        yield from lines
+    if held:
+        yield held.removesuffix("\r")
 
 
 def split_array(pieces: Iterable[bytes]) -> Iterator[str]:
