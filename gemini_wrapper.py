@@ -74,7 +74,10 @@ def _shared_client(settings: Settings) -> tuple[Gemini, Retrier]:
             if settings.google_api_key is None:
                 raise NotConfigured("No Gemini key is configured: set GOOGLE_API_KEY.")
             gemini = Gemini(
-                api_key=settings.google_api_key, model=settings.gemini_model, endpoint=settings.gemini_api_endpoint
+                api_key=settings.google_api_key,
+                model=settings.gemini_model,
+                endpoint=settings.gemini_api_endpoint,
+                kind=settings.gemini_client,
             )
             _shared = gemini, Retrier(max_attempts=settings.gemini_max_attempts, budget=RetryBudget())
         return _shared
