@@ -53,7 +53,10 @@ class GeminiTasks:
         if settings.google_api_key is None:
             raise NotConfigured("No Gemini key is configured: set GOOGLE_API_KEY.")
         self._gemini = Gemini(
-            api_key=settings.google_api_key, model=settings.gemini_model, endpoint=settings.gemini_api_endpoint
+            api_key=settings.google_api_key,
+            model=settings.gemini_model,
+            endpoint=settings.gemini_api_endpoint,
+            kind=settings.gemini_client,
         )
         self._retrier = Retrier(max_attempts=settings.gemini_max_attempts, budget=RetryBudget())
         self._timeout_seconds = settings.gemini_timeout_seconds

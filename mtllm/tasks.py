@@ -241,7 +241,8 @@ class Job:
         `endpoint` is the server that answers, empty for Google's.
         """
         asked = self.instruction
-        temperature = asked.temperature + 0.0  # -0.0 is 0.0, and an integer a float: equal numbers are one key
+        # -0.0 is 0.0, and an integer a float: equal numbers are one key
+        temperature = None if asked.temperature is None else asked.temperature + 0.0
         canonical = "\0".join(  # no part holds a NUL, and all but the labels, which come last, are always there
             (
                 f"{self.task.name} {self.task.template_version} {temperature!r} {asked.max_output_tokens}",

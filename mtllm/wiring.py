@@ -272,6 +272,7 @@ def _model(settings: Settings) -> Gemini | None:
         api_key=settings.google_api_key,
         model=settings.gemini_model,
         endpoint=settings.gemini_api_endpoint,
+        kind=settings.gemini_client,
         max_connections=settings.threads,
     )
 

@@ -24,7 +24,7 @@ from mtllm.domain.completion import CacheControl
 from mtllm.domain.errors import InvalidJson, InvalidRequest
 from mtllm.domain.limits import Limit, parse_limits
 from mtllm.domain.times import parse_time
-from mtllm.gemini.failures import parse_duration
+from mtllm.gemini.waits import parse_duration
 from mtllm.http import request
 from mtllm.security.access import BrokenKeysFile, parse_keys_file, presented_key
 from mtllm.security.detection import inspect

@@ -75,7 +75,8 @@ class Instruction:
     """The question to a model: everything about a request that changes the answer, and nothing else."""
 
     prompt: str
-    temperature: float
+    temperature: float | None
+    """None: not sent."""
     max_output_tokens: int
     system: str | None = None
     labels: tuple[str, ...] = ()

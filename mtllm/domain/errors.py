@@ -249,10 +249,13 @@ class UpstreamFailure(ApiError):
     `retry`: may the call be repeated. `wait`: the seconds Gemini asked us to wait (RetryInfo), if it did.
     `breaks`: counts towards the circuit breaker (connection, 5xx, 429, time-out; not a bad request).
     `maybe_billed`: the request was sent and its end is unknown, so Gemini may charge for it.
+    `cause_words`: the upstream status and Google's fixed words, or the kinds of the network's errors, for the log; they
+    quote nobody.
     """
 
     retry: Retry
     breaks: bool
+    cause_words: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -303,7 +306,10 @@ class ModelUnavailable(UpstreamFailure):
     """The configured model is unknown or retired."""
 
     status, code = 502, "model_unavailable"
-    sentence = "The configured model does not exist (any more); its operator must change GEMINI_MODEL."
+    sentence = (
+        "The configured model is not served (any more); the operator must set GEMINI_MODEL to a live one, such as "
+        "gemini-3.1-flash-lite."
+    )
 
 
 class UpstreamUnavailable(UpstreamFailure):

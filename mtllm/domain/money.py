@@ -16,14 +16,20 @@ NANO = 10**9
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
-    """Token counts as Gemini reports them: `input` includes `cached_input`, `output` includes thinking."""
+    """Token counts as Gemini reports them: `input` includes `cached_input`, `output` includes `thinking`."""
 
     input: int = 0
     output: int = 0
     cached_input: int = 0
+    thinking: int = 0
 
     def __add__(self, other: TokenUsage) -> TokenUsage:
-        return TokenUsage(self.input + other.input, self.output + other.output, self.cached_input + other.cached_input)
+        return TokenUsage(
+            self.input + other.input,
+            self.output + other.output,
+            self.cached_input + other.cached_input,
+            self.thinking + other.thinking,
+        )
 
 
 @dataclass(frozen=True, slots=True)

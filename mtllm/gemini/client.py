@@ -3,12 +3,9 @@
     Gemini          one attempt per call; whoever calls decides about retries, breaker and money
     GeminiStream    the same as a stream of deltas
 
-How a request is said and an answer is read stands in `sdk`, how calls end on time in `deadlines`, what failures mean in
-`failures`. Foreign exceptions are translated at one border, with the cause kept; our sentences hold nothing that came
-from Gemini.
-
-Thought parts are left out of an answer. They come only when asked for, which the SDK cannot do, and its messages would
-not tell them from text, so they are taken out before it reads them (`bodies`).
+How a request is said and an answer is read stands in `sdk` and `rest`, two ways to the same end; how calls end on time
+in `deadlines`, what failures mean in `failures`. Foreign exceptions are translated at one border, with the cause kept;
+our sentences hold nothing that came from Gemini.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from math import inf
-from typing import Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from mtllm.domain.completion import Answer, Instruction
 from mtllm.domain.errors import UpstreamTimeout
@@ -25,7 +22,12 @@ from mtllm.domain.money import TokenUsage
 from mtllm.gemini.answers import Chunk, Draft
 from mtllm.gemini.deadlines import BoundedCall, Cut, Watchdog
 from mtllm.gemini.failures import translate_failures
-from mtllm.gemini.sdk import Sdk
+
+if TYPE_CHECKING:
+    from mtllm.gemini.rest import Rest
+    from mtllm.gemini.sdk import Sdk
+
+ClientKind = Literal["sdk", "rest"]
 
 GOOGLE = "https://generativelanguage.googleapis.com"
 
@@ -33,9 +35,10 @@ GOOGLE = "https://generativelanguage.googleapis.com"
 class Gemini:
     """Gemini's generateContent and streamGenerateContent for one key and one model. Thread-safe.
 
-    `endpoint` is the URL of another server that speaks the protocol. `max_connections` are kept alive; more calls
-    than that work but connect anew. Proxies of the environment are honoured except for a loopback endpoint.
-    Resolving the endpoint's name is the one step that a deadline cannot end.
+    `endpoint` is the URL of another server that speaks the protocol; a path comes before the API's own. `kind`: through
+    google-generativeai, or over plain JSON without it. `max_connections` are kept alive; more calls than that work but
+    connect anew. Proxies of the environment are honoured except for a loopback endpoint. Resolving the endpoint's name
+    is the one step that a deadline cannot end.
     """
 
     def __init__(
@@ -44,17 +47,19 @@ class Gemini:
         api_key: str,
         model: str,
         endpoint: str | None = None,
+        kind: ClientKind = "sdk",
         max_connections: int = 32,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api_key = _checked_key(api_key)
         self._model = model
         self._endpoint = (endpoint or GOOGLE).rstrip("/")
+        self._kind = kind
         self._max_connections = max_connections
         self._monotonic = monotonic
         self._watchdog = Watchdog(monotonic=monotonic)
         self._building = threading.Lock()
-        self._built: Sdk | None = None
+        self._built: Sdk | Rest | None = None
 
     @property
     def model(self) -> str:
@@ -63,7 +68,7 @@ class Gemini:
 
     def warm_up(self) -> None:
         """Import the SDK and build the client, once; the first call does it otherwise. Connects to nothing."""
-        self._sdk()
+        self._client()
 
     def close(self) -> None:
         """End what still runs, the deadline thread and the connections; a later call fails as a cancelled one does."""
@@ -83,14 +88,13 @@ class Gemini:
 
         A completed call whose answer cannot be used is an Answer with `failure` set, for it may cost money.
         """
-        sdk = self._sdk_by(deadline)
-        request = sdk.request(self._model, instruction)
+        client = self._client_by(deadline)
         call = BoundedCall(self._watchdog, deadline)
         draft = Draft(self._model)
         call.allow()
         try:
             with translate_failures(call), call.on_this_thread():
-                draft.add(sdk.generate(request, call))
+                draft.add(client.generate(self._model, instruction, call))
         finally:
             call.finish()
         return draft.answer()
@@ -103,22 +107,23 @@ class Gemini:
         The first chunk takes at most `first_seconds`, it and each gap between chunks at most `gap_seconds`, and the
         whole ends by `deadline`.
         """
-        sdk = self._sdk_by(deadline)
         call = BoundedCall(self._watchdog, deadline)
-        chunks = sdk.stream(sdk.request(self._model, instruction), call)
+        chunks = self._client_by(deadline).stream(self._model, instruction, call)
         first_seconds = min(first_seconds, gap_seconds)
         return GeminiStream(chunks, call, Draft(self._model), first_seconds=first_seconds, gap_seconds=gap_seconds)
 
-    def _sdk_by(self, deadline: float) -> Sdk:
-        sdk = self._sdk()
+    def _client_by(self, deadline: float) -> Sdk | Rest:
+        client = self._client()
         if self._monotonic() >= deadline:
             raise UpstreamTimeout  # the import, say, took all the time; nothing tells that Gemini fails
-        return sdk
+        return client
 
-    def _sdk(self) -> Sdk:
+    def _client(self) -> Sdk | Rest:
         with self._building:
             if self._built is None:
-                self._built = Sdk(api_key=self._api_key, endpoint=self._endpoint, connections=self._max_connections)
+                self._built = _client_of(self._kind)(
+                    api_key=self._api_key, endpoint=self._endpoint, connections=self._max_connections
+                )
             return self._built
 
 
@@ -197,13 +202,13 @@ class GeminiStream:
             self._chunks.close()
 
     def _next_chunk(self) -> Chunk | None:
-        """Wait for the next chunk; None when there is no more, or the answer was whole before the connection failed."""
+        """Wait for the next chunk; None when there is no more."""
         if self._closed:
             return None
         self._call.allow(self._allowed_seconds)
         self._allowed_seconds = self._gap_seconds
         chunk: Chunk | None = None
-        with translate_failures(self._call, is_whole=lambda: self._draft.is_finished), self._call.on_this_thread():
+        with translate_failures(self._call), self._call.on_this_thread():
             chunk = next(self._chunks, None)
             self._call.allow()  # the caller's pace is no gap of Gemini's
         return chunk
@@ -214,3 +219,14 @@ def _checked_key(api_key: str) -> str:
     if not key or not key.isascii() or not key.isprintable():
         raise ValueError("the Gemini key is empty or holds characters that a header cannot carry")
     return key
+
+
+def _client_of(kind: ClientKind) -> type[Sdk] | type[Rest]:
+    """Import what is asked for, and nothing else."""
+    if kind == "rest":
+        from mtllm.gemini.rest import Rest
+
+        return Rest
+    from mtllm.gemini.sdk import Sdk
+
+    return Sdk

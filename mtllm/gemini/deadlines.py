@@ -39,11 +39,23 @@ class BoundedCall:
         self.cut_by: Cut | None = None
         self.sent = False
         """The request began to leave, so it may be processed."""
+        self._sent_at = inf
         self.reused = False
         """It left on a kept-alive connection, which the other side may have closed meanwhile."""
         self.answered = False
         """Status and headers came."""
         self._connection: Any = None
+
+    def mark_sent(self, *, reused: bool) -> None:
+        """Say that the request leaves now, and whether on a connection that was kept alive."""
+        self.sent = True
+        self.reused = reused
+        self._sent_at = self._watchdog.monotonic()
+
+    @property
+    def seconds_sent(self) -> float:
+        """Return how long ago the request left; negative infinity before that."""
+        return self._watchdog.monotonic() - self._sent_at
 
     @property
     def remaining(self) -> float:

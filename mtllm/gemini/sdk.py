@@ -1,38 +1,27 @@
-"""Gemini as google-generativeai says and reads it: its messages and its REST client over connections of our own.
+"""Gemini through google-generativeai: its messages and its REST client, over connections of our own.
 
-The SDK is used here and in `transport`, nowhere else. Its global `configure()` is not touched and its own retries are
-off. Importing it takes half a second and 45 MB, so that happens when an `Sdk` is made.
+Its global `configure()` is not touched, and its own retries are off. Importing it takes half a second and 45 MB, so
+that happens when an `Sdk` is made. Answers are read from Google's JSON on its way to the SDK, whose messages lack the
+finish reasons, the thoughts and the counts of newer models.
 """
 
 from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
+
+from urllib3 import BaseHTTPResponse
 
 from mtllm.domain.completion import Instruction
-from mtllm.gemini.answers import MAX_TOKENS, STOP, Chunk, read_usage
+from mtllm.gemini.answers import Chunk, read_chunk
+from mtllm.gemini.bodies import read_document, read_documents
+from mtllm.gemini.connections import Session
 from mtllm.gemini.deadlines import BoundedCall
-
-SOCKET_GRACE_SECONDS = 1.0
-"""The socket's own time-out is later than the call's end by this; it matters only if the deadline thread is gone."""
-
-FINISH_REASONS = {
-    1: STOP,
-    2: MAX_TOKENS,
-    3: "SAFETY",
-    4: "RECITATION",
-    5: "OTHER",
-    6: "LANGUAGE",
-    7: "BLOCKLIST",
-    8: "PROHIBITED_CONTENT",
-    9: "SPII",
-    10: "MALFORMED_FUNCTION_CALL",
-    11: "IMAGE_SAFETY",
-}
-"""FinishReason by its number in the API's protocol buffers. Names that the SDK does not know arrive as 0."""
-
+from mtllm.gemini.rest import SOCKET_GRACE_SECONDS
 
 _importing = threading.Lock()
 
@@ -41,6 +30,8 @@ class Sdk:
     """The imported SDK with a client of its own for one endpoint. Thread-safe."""
 
     def __init__(self, *, api_key: str, endpoint: str, connections: int) -> None:
+        self.session = Session(endpoint=endpoint, api_key=api_key, connections=connections)
+        self._documents = threading.local()
         with _importing, warnings.catch_warnings():  # the SDK announces its end of life, and its dependencies theirs
             warnings.simplefilter("ignore")
             # First the package in which all the others go round in circles: where its import broke off once (no
@@ -50,23 +41,41 @@ class Sdk:
             from google.ai.generativelanguage import GenerativeServiceClient
             from google.generativeai import protos
 
-            from mtllm.gemini.transport import Session, Transport
+            from mtllm.gemini.sdk_transport import Transport
 
         self._request_type = protos.GenerateContentRequest
         self._string_type = int(protos.Type.STRING)
-        self.session = Session(endpoint=endpoint, api_key=api_key, connections=connections)
-        self._client = GenerativeServiceClient(transport=Transport(self.session, endpoint))
+        bridge = _Bridge(self.session, endpoint, self._documents)
+        self._client = GenerativeServiceClient(transport=Transport(bridge, endpoint))
 
-    def request(self, model: str, instruction: Instruction) -> Any:
-        """Return the SDK's message that asks `model` for what `instruction` wants.
+    def generate(self, model: str, instruction: Instruction, call: BoundedCall) -> Chunk:
+        """Ask for a whole answer. Raises UpstreamFailure, or whatever the SDK raises."""
+        read = self._documents.read = deque[Mapping[str, Any]]()
+        self._client.generate_content(self._request(model, instruction), **_one_attempt(call))
+        return read_chunk(read.popleft())
 
-        It is made of protocol buffers, since the SDK's own classes take five times as long.
+    def stream(self, model: str, instruction: Instruction, call: BoundedCall) -> Generator[Chunk]:
+        """Ask with the first `next`, and yield the chunks of the answer. Closing the generator ends the response.
+
+        Raises like `generate`.
         """
-        config: dict[str, object] = {
-            "temperature": instruction.temperature,
-            "max_output_tokens": instruction.max_output_tokens,
-            "candidate_count": 1,
-        }
+        read = self._documents.read = deque[Mapping[str, Any]]()
+        messages: Any = self._client.stream_generate_content(self._request(model, instruction), **_one_attempt(call))
+        try:
+            for _ in messages:
+                yield read_chunk(read.popleft())
+        finally:
+            messages.cancel()
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self.session.close()
+
+    def _request(self, model: str, instruction: Instruction) -> Any:
+        """Return the SDK's message, made of protocol buffers: the SDK's own classes take five times as long."""
+        config: dict[str, object] = {"max_output_tokens": instruction.max_output_tokens, "candidate_count": 1}
+        if instruction.temperature is not None:
+            config["temperature"] = instruction.temperature
         if instruction.labels:
             config["response_mime_type"] = "text/x.enum"
             config["response_schema"] = {"type_": self._string_type, "enum": instruction.labels}
@@ -78,47 +87,64 @@ class Sdk:
         )
         return self._request_type.wrap(message)
 
-    def generate(self, request: Any, call: BoundedCall) -> Chunk:
-        """Send `request` as generateContent and return the answer. Raises whatever the SDK raises."""
-        return _read_message(self._client.generate_content(request, **_one_attempt(call)))
 
-    def stream(self, request: Any, call: BoundedCall) -> Generator[Chunk]:
-        """Send `request` as streamGenerateContent with the first `next`, and yield the chunks of the answer.
+class _Bridge:
+    """What the SDK takes for a session of requests: sends what it says, and notes each document on its way back."""
 
-        Closing the generator ends the response. Raises whatever the SDK raises.
-        """
-        messages: Any = self._client.stream_generate_content(request, **_one_attempt(call))
-        try:
-            yield from map(_read_message, messages)
-        finally:
-            messages.cancel()
+    def __init__(self, session: Session, endpoint: str, documents: threading.local) -> None:
+        self._session = session
+        self._base = "{0.scheme}://{0.netloc}{0.path}".format(urlsplit(endpoint)).rstrip("/")
+        self._documents = documents
+
+    def post(
+        self,
+        url: str,
+        *,
+        timeout: float,
+        headers: Mapping[str, str],  # noqa: ARG002  # ours are the session's
+        params: Sequence[tuple[str, str]],  # noqa: ARG002  # see below
+        data: str,
+        stream: bool = False,  # noqa: ARG002  # the SDK says it; here every body is read as it comes
+    ) -> _Response:
+        """Send one request, with the arguments of `requests`. Raises UpstreamFailure for a bad status."""
+        path = url.removeprefix(self._base)
+        # Without the SDK's parameters: they ask for enums as numbers, and its tables lack the newer ones.
+        raw = self._session.send(path, data.encode(), timeout=timeout)
+        return _Response(raw, self._documents.read)
+
+
+class _Response:
+    """An answer with a good status, with the attributes of a `requests.Response` that the SDK uses."""
+
+    status_code = 200
+
+    def __init__(self, raw: BaseHTTPResponse, read: deque[Mapping[str, Any]]) -> None:
+        self._raw = raw
+        self._read = read
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._raw.headers
+
+    @property
+    def content(self) -> bytes:
+        """Read the body of a plain answer, which works once."""
+        body, document = read_document(self._raw)
+        self._read.append(document)
+        return body
+
+    def iter_content(self, *, decode_unicode: bool) -> Iterator[str]:  # noqa: ARG002  # the SDK wants text, always
+        """Yield the body of a stream as the JSON array that the SDK expects, each part ending with one element."""
+        separator = "["
+        for text, document in read_documents(self._raw):
+            self._read.append(document)
+            yield separator + text
+            separator = ","
+        yield "[]" if separator == "[" else "]"
 
     def close(self) -> None:
-        """Let go of the connections."""
-        self.session.close()
+        self._raw.close()
 
 
 def _one_attempt(call: BoundedCall) -> dict[str, Any]:
     return {"retry": None, "timeout": max(0.0, call.remaining) + SOCKET_GRACE_SECONDS, "metadata": ()}
-
-
-def _read_message(wrapped: Any) -> Chunk:
-    message = type(wrapped).pb(wrapped)
-    model = message.model_version.removeprefix("models/")
-    reported = message.usage_metadata
-    usage = read_usage(
-        prompt=reported.prompt_token_count,
-        candidates=reported.candidates_token_count,
-        total=reported.total_token_count,
-        cached=reported.cached_content_token_count,
-    )
-    if not message.candidates:
-        return Chunk(model=model, usage=usage, blocked=message.HasField("prompt_feedback"))
-    candidate = message.candidates[0]
-    number = candidate.finish_reason
-    return Chunk(
-        text="".join(part.text for part in candidate.content.parts),
-        model=model,
-        usage=usage,
-        finish=FINISH_REASONS.get(number, str(number)) if number else "",
-    )
