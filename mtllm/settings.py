@@ -85,8 +85,8 @@ def _header_safe(secret: str) -> str:
 
 
 def _http_url(url: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#]+", url.rstrip("/")):
-        raise ValueError("must be http:// or https:// with a host, an optional port and no path")
+    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", url):
+        raise ValueError("must be http:// or https:// with a host, an optional port and an optional path")
     return url.rstrip("/")
 
 
@@ -124,7 +124,10 @@ class Settings(BaseModel):
         "gemini-2.5-flash-lite", description="Model that answers"
     )
     gemini_api_endpoint: Annotated[str, AfterValidator(_http_url)] | None = Field(
-        None, description="Another host that speaks Gemini's protocol; empty = Google's"
+        None, description="Another server that speaks Gemini's protocol, a path allowed; empty = Google's"
+    )
+    gemini_client: Literal["sdk", "rest"] = Field(
+        "sdk", description="How Gemini is asked: through google-generativeai, or over plain JSON (less memory and time)"
     )
     gemini_timeout_seconds: Seconds = Field(
         30, description="Deadline of a whole request with retries; for streams of the first byte and each gap (s)"

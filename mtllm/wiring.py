@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from lru_cache import RateLimitCache, ResponseCache
 from mtllm import process
 from mtllm.billing.maintenance import LedgerMaintenance
 from mtllm.billing.prices import PriceTable, SpendMeter
@@ -24,13 +23,18 @@ from mtllm.billing.recorder import CostRecorder
 from mtllm.billing.redis_spend import SharedSpend
 from mtllm.billing.tokens import DriftMeter, TokenCounter
 from mtllm.caching.journal import ResponseJournal
+from mtllm.caching.journal_file import JournalFile
 from mtllm.caching.redis_tier import TieredCache
+from mtllm.caching.responses import AnswerStore
+from mtllm.completions.attempts import Attempts
+from mtllm.completions.cache_policy import CachePolicy
 from mtllm.completions.service import Completions
 from mtllm.domain.money import NANO
 from mtllm.gemini.client import Gemini
 from mtllm.ledger.ledger import SERVICE_SCOPE, Budget, Ledger, key_scope, open_ledger
 from mtllm.logs.writer import RequestLogger
 from mtllm.parts import CheckResult, Parts, judge
+from mtllm.ratelimit.clients import ClientTable
 from mtllm.ratelimit.limiter import RateLimiter
 from mtllm.ratelimit.redis_limiter import SharedRateLimiter
 from mtllm.redis_link import RedisLink
@@ -50,7 +54,7 @@ LEAST_FREE_BYTES = 32 * 1024 * 1024
 Clock = Callable[[], float]
 """Returns seconds: since the epoch (`clock`), or since any moment (`monotonic`)."""
 
-AnyCache = ResponseCache | TieredCache
+AnyCache = AnswerStore | TieredCache
 """The response cache of this process, or the one that it shares with others."""
 
 AnyLimiter = RateLimiter | SharedRateLimiter
@@ -70,7 +74,7 @@ class Service:
     keys: KeyRing
     clients: ClientResolver
     bursts: BurstDetector
-    limiter_table: RateLimitCache
+    limiter_table: ClientTable
     limiter: AnyLimiter
     cache: AnyCache
     ledger: Ledger
@@ -111,7 +115,7 @@ def build(settings: Settings, *, clock: Clock = time.time, monotonic: Clock = ti
     keys = _make_keys(settings, notices)
     ledger = add(_open_ledger(settings, clock, monotonic), close=Ledger.close, checks={"ledger": _check_ledger})
     add((settings.data_dir, settings.log_dir), checks={"disk": _check_disk})
-    limiter_table = RateLimitCache(settings.rate_limit_cache_size, monotonic=monotonic)
+    limiter_table = ClientTable(settings.rate_limit_cache_size, monotonic=monotonic)
     journal = add(_make_journal(settings, notices, clock), close=ResponseJournal.close)
     own_cache = add(
         _make_cache(settings, journal, clock, monotonic), start=lambda cache, _threads: cache.restore(journal.load())
@@ -158,10 +162,7 @@ def build(settings: Settings, *, clock: Clock = time.time, monotonic: Clock = ti
     model = add(_make_model(settings), close=_close_model, checks={"backend": _check_model})
     breaker = add(CircuitBreaker(monotonic=monotonic), checks={"breaker": _check_breaker})
     stopping = threading.Event()
-    completions = Completions(
-        settings.gemini_model,
-        model,
-        cache,
+    attempts = Attempts(
         recorder,
         admission=admission,
         breaker=breaker,
@@ -171,9 +172,18 @@ def build(settings: Settings, *, clock: Clock = time.time, monotonic: Clock = ti
             monotonic=monotonic,
             wait=stopping.wait,
         ),
+        clock=clock,
+        monotonic=monotonic,
+    )
+    completions = Completions(
+        settings.gemini_model,
+        model,
+        CachePolicy(cache, recorder),
+        attempts,
+        admission=admission,
         pool=workers,
         key_scoped=settings.cache_scope == "key",
-        clock=clock,
+        endpoint=_answering_endpoint(settings),
         monotonic=monotonic,
     )
     add(WarmUp(ledger, model), start=WarmUp.start)
@@ -326,17 +336,19 @@ def _make_keys(settings: Settings, notices: Notices) -> KeyRing:
 
 
 def _make_journal(settings: Settings, notices: Notices, clock: Clock) -> ResponseJournal:
-    return ResponseJournal(
+    warn = notices.reporter("response_cache")
+    file = JournalFile(
         settings.cache_dir,
         max_bytes=2 * settings.response_cache_max_bytes,
         stale_seconds=settings.response_cache_stale_seconds,
         clock=clock,
-        warn=notices.reporter("response_cache"),
+        warn=warn,
     )
+    return ResponseJournal(file, warn=warn)
 
 
-def _make_cache(settings: Settings, journal: ResponseJournal, clock: Clock, monotonic: Clock) -> ResponseCache:
-    return ResponseCache(
+def _make_cache(settings: Settings, journal: ResponseJournal, clock: Clock, monotonic: Clock) -> AnswerStore:
+    return AnswerStore(
         settings.response_cache_size,
         settings.response_cache_ttl_seconds,
         max_bytes=settings.response_cache_max_bytes,
@@ -347,7 +359,7 @@ def _make_cache(settings: Settings, journal: ResponseJournal, clock: Clock, mono
     )
 
 
-def _share_cache(settings: Settings, redis: RedisLink, own: ResponseCache, clock: Clock) -> TieredCache:
+def _share_cache(settings: Settings, redis: RedisLink, own: AnswerStore, clock: Clock) -> TieredCache:
     return TieredCache(
         redis,
         own,
@@ -357,6 +369,11 @@ def _share_cache(settings: Settings, redis: RedisLink, own: ResponseCache, clock
     )
 
 
+def _answering_endpoint(settings: Settings) -> str:
+    """Return the part of the cache key that says which server answers; the offline model is one on every port."""
+    return "" if settings.is_offline else settings.gemini_api_endpoint or ""
+
+
 def _make_model(settings: Settings) -> Gemini | None:
     if settings.google_api_key is None:
         return None
@@ -364,6 +381,7 @@ def _make_model(settings: Settings) -> Gemini | None:
         api_key=settings.google_api_key,
         model=settings.gemini_model,
         endpoint=settings.gemini_api_endpoint,
+        kind=settings.gemini_client,
         max_connections=settings.threads,
     )
 

@@ -60,6 +60,8 @@ def test_all_problems_are_told_at_once_and_no_value_of_a_secret() -> None:
         {"api_keys": "alice:same", "admin_api_key": "same"},
         {"rate_limits": "60/fortnight"},
         {"gemini_api_endpoint": "127.0.0.1:9100"},
+        {"gemini_api_endpoint": "http://127.0.0.1/gemini?key=x"},
+        {"gemini_client": "soap"},
         {"gemini_model": "a model"},
         {"database_url": "mysql://x"},
         {"gemini_timeout_seconds": "nan"},

@@ -13,17 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cost_tracker import (
-    Cost,
-    Drift,
-    DriftMeter,
-    Price,
-    PriceTable,
-    SpendMeter,
-    TokenCounter,
-    exact_usd,
-    format_usd,
-)
+from cost_tracker import TokenCounter
+from mtllm.billing.prices import Price, PriceTable, SpendMeter
+from mtllm.billing.tokens import Drift, DriftMeter
+from mtllm.domain.money import Cost, exact_usd, format_usd
 
 PROJECT = Path(__file__).resolve().parent.parent
 TODAY = date(2026, 11, 23)

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app import Api
 from mtllm.domain.completion import Origin
 from mtllm.domain.errors import LedgerUnavailable
+from mtllm.domain.money import Amount, TokenUsage
 from mtllm.logs.writer import RequestEvent
 from mtllm.stats.metrics import MODELS_NAMED, OTHER, UNKNOWN_MODEL, Histogram, Metrics
 from tests.fakes import FakeClock
@@ -214,9 +215,9 @@ def test_own_time_is_what_gemini_and_the_queue_leave(observed: Metrics) -> None:
 
 def test_hits_have_savings_and_no_tokens(observed: Metrics) -> None:
     """Tokens and costs are those of paid calls."""
-    observed.observe(event(model="m", input_tokens=3, output_tokens=5, saved=7, origin=Origin.HIT))
+    observed.observe(event(model="m", amount=Amount(TokenUsage(3, 5)), saved=7, origin=Origin.HIT))
     [money] = observed.snapshot().money.values()
-    assert (money.input_tokens, money.output_tokens, money.saved) == (0, 0, 7)
+    assert (money.paid.usage.input, money.paid.usage.output, money.saved) == (0, 0, 7)
 
 
 def test_labels_are_bounded(observed: Metrics) -> None:
@@ -246,7 +247,7 @@ def test_nothing_is_lost_between_threads(observed: Metrics) -> None:
     def work() -> None:
         start.wait()
         for _ in range(500):
-            observed.observe(event(model="m", duration=0.25, input_tokens=1, origin=Origin.PAID))
+            observed.observe(event(model="m", duration=0.25, amount=Amount(TokenUsage(1)), origin=Origin.PAID))
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -257,7 +258,7 @@ def test_nothing_is_lost_between_threads(observed: Metrics) -> None:
     [figures], [money] = snapshot.routes.values(), snapshot.money.values()
     assert figures.statuses == {200: 4000}
     assert sum(figures.duration.counts) == 4000
-    assert money.input_tokens == 4000
+    assert money.paid.usage.input == 4000
 
 
 def test_a_snapshot_stands_still(observed: Metrics) -> None:
@@ -304,19 +305,3 @@ def test_queries_of_the_readme_ask_for_metrics_that_are_there(make_app: MakeApp)
     names = {name for name, _ in scraped(client)}
     for name in re.findall(r"\bmtllm_\w*[a-z]\b", (MONITORING / "README.md").read_text()):
         assert name in names, name
-
-
-def test_prometheus_and_compose_files_fit_together(yaml: Any, make_app: MakeApp) -> None:
-    """The scraped host, port and path are the service's; the files that one names the other mounts."""
-    prometheus = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
-    compose = yaml.safe_load((MONITORING / "compose.yaml").read_text())
-    [job] = prometheus["scrape_configs"]
-    [target] = job["static_configs"][0]["targets"]
-    name, port = target.split(":")
-    service = compose["services"][name]
-    assert any(mapping.endswith(f":{port}") for mapping in service["ports"])
-    assert make_app().test_client().get(job["metrics_path"]).status_code == 200
-    mounted = {volume.split(":")[1] for volume in compose["services"]["prometheus"]["volumes"]}
-    assert {*prometheus["rule_files"], job["authorization"]["credentials_file"]} <= mounted
-    settings = {field.upper() for field in make_app().settings.__class__.model_fields}
-    assert set(service["environment"]) <= settings

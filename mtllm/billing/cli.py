@@ -41,11 +41,11 @@ examples:
 
 
 class CommandError(Exception):
-    """What keeps a command from being done, as one sentence."""
+    """A command cannot be done; the sentence says why."""
 
 
 class Progress:
-    """Tells on `stream` how far long work has come, without filling it: a line that renews itself on a terminal."""
+    """Shows on `stream` how far long work has come: on a terminal as one line that renews itself."""
 
     def __init__(self, stream: TextIO, done: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -57,7 +57,7 @@ class Progress:
         self._unfinished = False
 
     def show(self, rows: int) -> None:
-        """`rows` are done."""
+        """Show that `rows` are done, if it is time for it."""
         if self._terminal and self._monotonic() >= self._next_time:
             self._next_time = self._monotonic() + _QUIET_SECONDS
             self._unfinished = True
@@ -67,11 +67,11 @@ class Progress:
             print(f"rows {self._done}: {rows:,}", file=self._stream, flush=True)
 
     def end(self, rows: int) -> None:
-        """All is done: say how much, once."""
+        """Show how many rows it was, once all is done."""
         print(f"{chr(13) if self._unfinished else ''}rows {self._done}: {rows:,}", file=self._stream, flush=True)
 
-    def counted(self, rows: Iterable[T]) -> Iterator[T]:
-        """The same rows, shown as they pass and at the end."""
+    def count(self, rows: Iterable[T]) -> Iterator[T]:
+        """Yield the same rows; show how many as they pass and at the end."""
         number = 0
         for number, row in enumerate(rows, start=1):
             if not number % 1000:
@@ -81,7 +81,7 @@ class Progress:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status: 0 done, 1 could not be done (said on stderr), 2 asked for wrongly."""
+    """Run one command and return its exit status: 0 done, 1 not possible (stderr says why), 2 wrong arguments."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -161,7 +161,7 @@ def _days(text: str) -> int:
 def _export(options: argparse.Namespace) -> None:
     with _ledger(options) as ledger:
         progress = Progress(sys.stderr, "exported")
-        rows = progress.counted(ledger.export(*_range(options)))
+        rows = progress.count(ledger.export(*_range(options)))
         chunks = EXPORTERS[options.format](rows)
         if options.output == "-":
             _write_out(chunks)
@@ -194,9 +194,7 @@ def _prune(options: argparse.Namespace) -> None:
 
 
 def _write_out(chunks: Iterable[str]) -> None:
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # what was redirected is read by programs: UTF-8, ends of lines as they are
+    if isinstance(sys.stdout, io.TextIOWrapper):  # programs read it: UTF-8, ends of lines as they are
         sys.stdout.reconfigure(encoding="utf-8", newline="")
     sys.stdout.writelines(chunks)
 

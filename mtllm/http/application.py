@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
@@ -117,14 +118,20 @@ class Api(Flask):
         if unsent is not None:
             self.lifecycle.watch_connections(unsent)
 
-    def _enter(self) -> None:
-        """Admit a request before its view, where Flask answers; an unknown path is 404 for every caller."""
+    def _enter(self) -> Response | None:
+        """Admit a request before its view, where Flask answers; return a redirect that answers it instead.
+
+        A path that has no route is 404 for every caller.
+        """
         exchange = current_exchange()
         if request.routing_exception is not None:
             self._guard.inspect(exchange)
+            if isinstance(request.routing_exception, RequestRedirect):
+                return redirect(request.routing_exception)
             raise request.routing_exception
         group_by = request.args.get("group_by") if request.query_string else None
         self._guard.admit(exchange, access_of(request.method, request.path, group_by))
+        return None
 
     # The way out
 
@@ -189,6 +196,16 @@ def _encode_query(environ: dict[str, Any]) -> None:
         environ["QUERY_STRING"] = "".join(char if char.isascii() else f"%{ord(char):02X}" for char in query)
 
 
+def redirect(found: RequestRedirect) -> Response:
+    """Send the caller to another path of the same place.
+
+    Without scheme and host, since behind a proxy ours are not those that the caller reaches (RFC 9110, section 10.2.2).
+    """
+    target = urlsplit(found.new_url)
+    location = target._replace(scheme="", netloc="", path="/" + target.path.lstrip("/")).geturl()
+    return Response(status=found.code, headers={"Location": location})
+
+
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 _BY_STATUS: dict[int, type[ApiError]] = {
@@ -207,8 +224,6 @@ def answer_error(error: ApiError) -> Response:
 
 def answer_http_error(error: HTTPException) -> Response:
     """Return a refusal of Flask's or werkzeug's own in the shape of ours."""
-    if isinstance(error, RequestRedirect):
-        return error.get_response()  # type: ignore[return-value]  # werkzeug's base class of Flask's Response
     if error.code == 405:
         return answer_error(errors.MethodNotAllowed(tuple(getattr(error, "valid_methods", None) or ())))
     return answer_error(_BY_STATUS.get(error.code or 500, errors.InvalidRequest)())
@@ -216,4 +231,4 @@ def answer_http_error(error: HTTPException) -> Response:
 
 def answer_defect(defect: Exception) -> Response:
     """Return a sentence for the caller of a defect of ours; the log gets its traceback."""
-    return answer_error(errors.caused_by(defect))
+    return answer_error(errors.wrap_defect(defect))

@@ -11,6 +11,7 @@ from mtllm.completions.live_stream import LiveStream
 from mtllm.domain import errors
 from mtllm.domain.completion import Completion, Origin
 from mtllm.domain.money import format_usd
+from mtllm.http.error_body import error_body
 from mtllm.http.exchange import Exchange
 
 KEEP_ALIVE_SECONDS = 10.0
@@ -34,17 +35,17 @@ class EventBody:
         return events(self._exchange, self._live, self._first)
 
     def close(self) -> None:
-        """End the stream; the server calls this when it is done with the response, sent whole or not (PEP 3333)."""
+        """Close the stream; the server calls this when the response is done with (PEP 3333)."""
         close(self._exchange, self._live)
 
 
 def next_part(
     exchange: Exchange, live: LiveStream, monotonic: Callable[[], float] = time.monotonic
 ) -> str | Completion | None:
-    """Return the next delta or how the stream ended (a time-out past `ends_by`); None when a keep-alive is due.
+    """Return the next delta, or the completion at the end; None when it is time for a keep-alive.
 
-    A client that is seen to have left ends the stream. (waitress tells where it looks ahead, as `python app.py` has it
-    do; elsewhere the next write tells.)
+    Past `ends_by` that is a time-out. A client that is seen to have left ends the stream: waitress tells where it looks
+    ahead, as `python app.py` has it do; elsewhere the next write tells.
     """
     silent_until = monotonic() + KEEP_ALIVE_SECONDS
     gone: Callable[[], bool] = exchange.environ.get("waitress.client_disconnected", _never)
@@ -53,7 +54,7 @@ def next_part(
         if part is not None:
             return part
         if gone():
-            return _end_upstream(live)
+            return _cancel(live)
         if monotonic() > live.ends_by:
             return Completion(Origin.NONE, error=errors.UpstreamTimeout())
     return None
@@ -69,17 +70,17 @@ def events(exchange: Exchange, live: LiveStream, part: str | Completion | None) 
 
 
 def close(exchange: Exchange, live: LiveStream) -> None:
-    """End what is still under way, with its bill; the response may have been sent whole, in part or not at all."""
+    """End the call that is still under way, and take its bill; the response is closed, sent whole or not."""
     if exchange.completion is None:
-        _conclude(exchange, _end_upstream(live))
+        _conclude(exchange, _cancel(live))
 
 
 def _never() -> bool:
     return False
 
 
-def _end_upstream(live: LiveStream) -> Completion:
-    """End Gemini's side, wait for the bill and return it."""
+def _cancel(live: LiveStream) -> Completion:
+    """End Gemini's side and return the completion with its bill."""
     live.cancel()
     while True:
         part = live.next(timeout=LOOK_SECONDS)
@@ -95,22 +96,21 @@ def _conclude(exchange: Exchange, completion: Completion) -> None:
 
 def _end(exchange: Exchange, completion: Completion) -> Iterator[bytes]:
     if completion.error is not None:
-        yield b"event: error\n" + _data(errors.as_json(completion.error, exchange.request_id))
+        yield b"event: error\ndata: " + error_body(completion.error, exchange.request_id) + b"\n\n"
         return
     assert completion.answer is not None  # noqa: S101  # an answer or an error, by construction
-    answer = json.loads(completion.answer.body)
     if completion.cached:
-        yield _data({"delta": next(iter(answer.values()))})
-    yield b"event: done\n" + _data(answer | {"cost": _cost(completion)})
+        yield _data({"delta": completion.answer.text})
+    yield b"event: done\n" + _data(json.loads(completion.answer.body) | {"cost": _cost(completion)})
 
 
 def _cost(completion: Completion) -> dict[str, Any]:
-    receipt = completion.receipt
+    cost = completion.receipt.amount.cost
     return {
-        "input": format_usd(receipt.input_cost),
-        "output": format_usd(receipt.output_cost),
-        "total": format_usd(receipt.total_cost),
-        "nanodollars": receipt.total_cost,
+        "input": format_usd(cost.input),
+        "output": format_usd(cost.output),
+        "total": format_usd(cost.total),
+        "nanodollars": cost.total,
     }
 
 

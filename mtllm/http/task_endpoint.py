@@ -6,19 +6,20 @@ path is fixed, its body is JSON bytes, its answer is ready bytes. Everything els
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mtllm.completions.service import Completions
 from mtllm.domain import errors
 from mtllm.domain.caller import Caller
 from mtllm.domain.completion import CacheControl, Completion
 from mtllm.domain.errors import ApiError
-from mtllm.http import headers, sse
+from mtllm.http import sse
+from mtllm.http.error_body import error_body
 from mtllm.http.exchange import Exchange
 from mtllm.http.guard import Guard
 from mtllm.http.lifecycle import Lifecycle
+from mtllm.http.request import read_cache_control
 from mtllm.security.access import Access, challenge
 from mtllm.settings import Settings
 from mtllm.tasks import Job, Task, parse
@@ -26,6 +27,8 @@ from mtllm.wiring import AnyLimiter, DailyBudgets
 
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
+UNBUFFERED = [("X-Accel-Buffering", "no")]
+"""Tells nginx, and what follows it, to pass a stream on as it comes, whatever its configuration says of buffers."""
 
 
 class TaskReply(NamedTuple):
@@ -65,16 +68,16 @@ class TaskEndpoint:
         except ApiError as error:
             return refuse(exchange, error)
         except Exception as defect:  # the last line of defence: the client gets a sentence, the log the traceback
-            return refuse(exchange, errors.caused_by(defect))
+            return refuse(exchange, errors.wrap_defect(defect))
 
     def _answer(self, exchange: Exchange, task: Task) -> TaskReply:
         self._guard.admit(exchange, Access.KEY)
         if self._lifecycle.draining:
             raise errors.Draining(retry_after=self._lifecycle.seconds_left())
         self._count(exchange)
-        body = _read_body(exchange.environ, self._settings.max_request_bytes)
+        body = _read_body(exchange, self._settings.max_request_bytes)
         exchange.job = job = parse(task, body, max_chars=self._settings.max_prompt_chars)
-        cache_control = headers.cache_control(exchange.environ.get("HTTP_CACHE_CONTROL"))
+        cache_control = read_cache_control(exchange.environ.get("HTTP_CACHE_CONTROL"))
         key = exchange.key
         caller = Caller(exchange.request_id, exchange.account, key.name if key else None, self._budgets.of(key))
         if job.stream:
@@ -82,7 +85,7 @@ class TaskEndpoint:
         deadline = exchange.started + self._settings.gemini_timeout_seconds
         exchange.completion = completion = self._completions.complete(job, caller, cache_control, deadline=deadline)
         if completion.answer is None:
-            raise completion.error or errors.InternalError()
+            return refuse(exchange, completion.error or errors.InternalError())
         return TaskReply(200, completion.answer.body)
 
     def _count(self, exchange: Exchange) -> None:
@@ -106,9 +109,9 @@ class TaskEndpoint:
         if isinstance(first, Completion):
             exchange.completion = first
             if first.error is not None:
-                raise first.error
+                return refuse(exchange, first.error)
         exchange.pending = not isinstance(first, Completion)
-        return TaskReply(200, sse.EventBody(exchange, live, first), EVENT_STREAM)
+        return TaskReply(200, sse.EventBody(exchange, live, first), EVENT_STREAM, UNBUFFERED)
 
 
 def refuse(exchange: Exchange, error: ApiError) -> TaskReply:
@@ -117,14 +120,12 @@ def refuse(exchange: Exchange, error: ApiError) -> TaskReply:
     more = list(error.headers().items())
     if error.status == 401:
         more.append(("WWW-Authenticate", challenge(exchange.environ.get("PATH_INFO", ""))))
-    return TaskReply(error.status, json.dumps(errors.as_json(error, exchange.request_id)).encode(), JSON, more)
+    return TaskReply(error.status, error_body(error, exchange.request_id), JSON, more)
 
 
-def _read_body(environ: dict[str, Any], limit: int) -> bytes:
-    """Return the request's body.
-
-    Raises UnsupportedMediaType unless it is declared as JSON, PayloadTooLarge past the limit.
-    """
+def _read_body(exchange: Exchange, limit: int) -> bytes:
+    """Return the request's body. Raises UnsupportedMediaType unless it is JSON, PayloadTooLarge past the limit."""
+    environ = exchange.environ
     media_type = environ.get("CONTENT_TYPE", "")
     if media_type != JSON and not _is_json(media_type):
         raise errors.UnsupportedMediaType
@@ -137,6 +138,7 @@ def _read_body(environ: dict[str, Any], limit: int) -> bytes:
         body = environ["wsgi.input"].read(int(declared))
     else:
         raise _too_large(limit)
+    exchange.request_bytes = len(body)
     if len(body) > limit:
         raise _too_large(limit)
     return body

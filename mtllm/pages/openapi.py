@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from http import HTTPStatus
 from typing import Any, get_args
 
@@ -18,10 +19,12 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaV
 import mtllm
 from mtllm import tasks as task_rules
 from mtllm.billing.export import COLUMNS
+from mtllm.billing.prices import Price
 from mtllm.domain import errors
-from mtllm.domain.completion import Answer
+from mtllm.domain.completion import Answer, render_body
 from mtllm.domain.errors import ApiError, FieldError
-from mtllm.domain.money import TokenUsage
+from mtllm.domain.money import Amount, Charge, TokenUsage
+from mtllm.http.error_body import error_body
 from mtllm.ledger.ledger import GroupBy
 from mtllm.pages import samples
 from mtllm.pages.paths import DOCUMENT_PATH
@@ -201,7 +204,7 @@ def _example_of(error: type[ApiError]) -> ApiError:
 
 
 def _error_example(error: type[ApiError]) -> Json:
-    return {"summary": error.sentence, "value": errors.as_json(_example_of(error), samples.REQUEST_ID)}
+    return {"summary": error.sentence, "value": json.loads(error_body(_example_of(error), samples.REQUEST_ID))}
 
 
 def _header(header: schemas.Header) -> Json:
@@ -247,6 +250,9 @@ def _task_endpoint(task: Task) -> _Endpoint:
     )
 
 
+_PRICE = Price("", date.min, 100_000_000, 10_000_000, 400_000_000)
+
+
 def _examples_of(task: Task) -> tuple[Json, Json]:
     """A request, by the examples of its fields, and its answer as it would be rendered."""
     asked = {name: about.examples[0] for name, about in task.request_model.model_fields.items() if about.examples}
@@ -254,7 +260,7 @@ def _examples_of(task: Task) -> tuple[Json, Json]:
     text = instruction.labels[0] if instruction.labels else samples.ANSWERS.get(task.name, samples.ANSWERS["text"])
     usage = TokenUsage(input=12, output=18)
     answer = Answer(text, "gemini-2.5-flash-lite", usage)
-    return asked, json.loads(task_rules.rendered(task, text, answer, usage))
+    return asked, json.loads(render_body(task.answer_field, text, answer, Charge(Amount(usage), _PRICE)))
 
 
 def _stream_body(task: Task, answered: Json) -> Json:
@@ -429,8 +435,8 @@ NOT_BLANK = r"^[^\x00]*[^\x00\s\x1c-\x1f\x85][^\x00]*$"
 """Some character that is no white space, and no NUL."""
 
 _SAYS: dict[Any, Json] = {
-    task_rules._not_blank: {"pattern": NOT_BLANK},
-    task_rules._distinct: {"uniqueItems": True},
+    task_rules.require_words: {"pattern": NOT_BLANK},
+    task_rules.require_distinct: {"uniqueItems": True},
 }
 """What our own validators check, as far as JSON Schema can say it."""
 
@@ -452,7 +458,7 @@ def _schemas(tasks: Sequence[Task], max_prompt_chars: int) -> Json:
     described: Json = definitions["$defs"]
     for task in tasks:
         properties = described[task.request_model.__name__]["properties"]
-        properties[next(iter(properties))]["maxLength"] = max_prompt_chars  # the field that `tasks.parse` measures
+        properties[task.prompt_field]["maxLength"] = max_prompt_chars
     described["Error"]["properties"]["code"]["enum"] = [error.code for error in ERRORS]
     return described
 

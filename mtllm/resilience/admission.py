@@ -14,7 +14,7 @@ from mtllm.domain.errors import Overloaded
 
 @dataclass(frozen=True, slots=True)
 class AdmissionState:
-    """Places in use, places there are, and since the start: requests shed, and calls abandoned.
+    """Places in use, all places, and the requests shed and calls abandoned since the start.
 
     A call is abandoned at its deadline, or when the client of its stream has left, while Gemini is still at it.
     """
@@ -42,7 +42,7 @@ class Admission:
         self._places = places
 
     def enter(self) -> None:
-        """Take a place; raises Overloaded when none is free."""
+        """Take a place. Raises Overloaded when none is free."""
         with self._lock:
             if self._in_use >= self._places:
                 self._shed += 1
@@ -55,11 +55,11 @@ class Admission:
             self._in_use -= 1
 
     def count_abandoned(self) -> None:
-        """The call that has one of the places is given up; the place stays taken until the call has ended."""
+        """Count a call that is given up; its place stays taken until the call has ended."""
         with self._lock:
             self._abandoned += 1
 
     def state(self) -> AdmissionState:
-        """What holds now."""
+        """Return the figures of this moment."""
         with self._lock:
             return AdmissionState(self._in_use, self._places, self._shed, self._abandoned)

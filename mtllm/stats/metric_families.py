@@ -8,7 +8,7 @@ A scrape waits for nothing: it takes the parts' own snapshots, and reads the led
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -16,12 +16,25 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mtllm.domain.errors import LedgerUnavailable, RateLimited
+from mtllm.domain.errors import ApiError, LedgerUnavailable, RateLimited
 from mtllm.domain.money import dollars
 from mtllm.ledger.ledger import SERVICE_SCOPE
 from mtllm.resilience.breaker import State
 from mtllm.stats.metrics import BUCKETS, Histogram, Observed
 from mtllm.stats.sources import MetricsSources
+from mtllm.tasks import Task
+
+
+def _codes(kind: type[ApiError]) -> Iterator[str]:
+    for each in kind.__subclasses__():
+        yield from _codes(each)
+        if getattr(each, "status", 0) >= 500 and hasattr(each, "code"):
+            yield each.code
+
+
+FAILURES = tuple(sorted(_codes(ApiError)))
+"""The codes of failures that are not the caller's: every task shows them from the start, since a rate does not see the
+step from nothing to 1."""
 
 _BOUNDS = (*map(str, BUCKETS), "+Inf")
 BREAKER_STATES = get_args(State)
@@ -50,7 +63,7 @@ class ServiceCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every family, in the order of the page."""
         observed = self._sources.observed.snapshot()
-        yield from _requests(observed)
+        yield from _requests(observed, self._sources.tasks)
         yield from _money(observed)
         yield _counter("spend_usd", "Dollars spent, as in X-Cost-Overall", dollars(self._sources.spend.total()))
         lifecycle = self._sources.lifecycle
@@ -151,7 +164,7 @@ class ServiceCollector(Collector):
         yield _counter("log_failed_writes", "Lines that a file did not take", health.failed_writes)
 
 
-def _requests(observed: Observed) -> Iterator[Metric]:
+def _requests(observed: Observed, tasks: Sequence[Task]) -> Iterator[Metric]:
     by = ["route", "origin"]
     requests = CounterMetricFamily("mtllm_requests", "Finished requests", labels=["route", "status", "origin"])
     errors = CounterMetricFamily("mtllm_errors", "Requests that ended in an error", labels=["route", "code"])
@@ -159,8 +172,8 @@ def _requests(observed: Observed) -> Iterator[Metric]:
     duration = HistogramMetricFamily("mtllm_request_duration_seconds", "From first byte in to last byte out", labels=by)
     own = HistogramMetricFamily("mtllm_own_duration_seconds", "The same without Gemini and queue", labels=by)
     upstream = HistogramMetricFamily("mtllm_upstream_duration_seconds", "At Gemini, retries included", labels=by)
-    codes: dict[tuple[str, str], int] = {}
-    calls: dict[str, int] = {}
+    codes = {(task.path, code): 0 for task in tasks for code in FAILURES}
+    calls = {task.path: 0 for task in tasks}
     for (route, origin), figures in sorted(observed.routes.items(), key=lambda item: (item[0][0], item[0][1].value)):
         for status, count in sorted(figures.statuses.items()):
             requests.add_metric([route, str(status), origin.value], count)
@@ -192,10 +205,10 @@ def _money(observed: Observed) -> Iterator[Metric]:
     cost = CounterMetricFamily("mtllm_cost_usd", "Dollars that finished requests cost", labels=by)
     saved = CounterMetricFamily("mtllm_saved_usd", "Dollars that cached answers did not cost", labels=by[:2])
     for (task, model), money in sorted(observed.money.items()):
-        tokens.add_metric([task, model, "input"], money.input_tokens)
-        tokens.add_metric([task, model, "output"], money.output_tokens)
-        cost.add_metric([task, model, "input"], dollars(money.input_cost))
-        cost.add_metric([task, model, "output"], dollars(money.output_cost))
+        tokens.add_metric([task, model, "input"], money.paid.usage.input)
+        tokens.add_metric([task, model, "output"], money.paid.usage.output)
+        cost.add_metric([task, model, "input"], dollars(money.paid.cost.input))
+        cost.add_metric([task, model, "output"], dollars(money.paid.cost.output))
         saved.add_metric([task, model], dollars(money.saved))
     yield from (tokens, cost, saved)
 

@@ -16,6 +16,7 @@ from werkzeug.routing import Map
 
 from mtllm.domain.completion import Origin
 from mtllm.domain.events import RequestEvent
+from mtllm.domain.money import NO_AMOUNT, Amount
 from mtllm.stats.recent import is_noise
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -76,18 +77,15 @@ class RouteFigures:
 
 
 @dataclass(slots=True)
-class Money:
-    """What one task spent and saved with one model: tokens of paid calls, and nano-dollars."""
+class PaidAndSaved:
+    """What one task spent and saved with one model: tokens and costs of paid calls, nano-dollars saved."""
 
-    input_tokens: int = 0
-    output_tokens: int = 0
-    input_cost: int = 0
-    output_cost: int = 0
+    paid: Amount = NO_AMOUNT
     saved: int = 0
 
-    def copy(self) -> Money:
+    def copy(self) -> PaidAndSaved:
         """Return the same at this moment."""
-        return Money(self.input_tokens, self.output_tokens, self.input_cost, self.output_cost, self.saved)
+        return PaidAndSaved(self.paid, self.saved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ class Observed:
     """What was observed so far, by route and origin, and by task and model."""
 
     routes: dict[tuple[str, Origin], RouteFigures]
-    money: dict[tuple[str, str], Money]
+    money: dict[tuple[str, str], PaidAndSaved]
 
     def errors(self, code: str) -> int:
         """Return how many requests ended in `code`, noise left out."""
@@ -109,7 +107,7 @@ class Metrics:
         self._url_map = url_map
         self._lock = threading.Lock()
         self._figures: defaultdict[tuple[str, str], RouteFigures] = defaultdict(RouteFigures)
-        self._money: defaultdict[tuple[str, str], Money] = defaultdict(Money)
+        self._money: defaultdict[tuple[str, str], PaidAndSaved] = defaultdict(PaidAndSaved)
         self._models: set[str] = set()
 
     @cached_property
@@ -142,14 +140,13 @@ class Metrics:
         model = event.model
         if model is None or model not in self._models:
             model = self._new_model(model)
-        money = self._money[event.task or OTHER, model]
+        sums = self._money[event.task or OTHER, model]
         if event.origin is Origin.PAID:
-            money.input_tokens += event.input_tokens
-            money.output_tokens += event.output_tokens
+            sums.paid += event.amount
         else:
-            money.saved += event.saved
-        money.input_cost += event.input_cost  # a stale answer may come with what the failed attempts cost
-        money.output_cost += event.output_cost
+            sums.saved += event.saved
+            if event.attempts:  # a stale answer comes with what the failed attempts cost
+                sums.paid += Amount(cost=event.amount.cost)
 
     def _new_model(self, model: str | None) -> str:
         if model is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lru_cache import RateLimitCache
 from mtllm.billing.prices import SpendMeter
 from mtllm.billing.tokens import DriftMeter
 from mtllm.http.lifecycle import Lifecycle
 from mtllm.ledger.ledger import Ledger
 from mtllm.logs.writer import RequestLogger
+from mtllm.ratelimit.clients import ClientTable
 from mtllm.redis_link import RedisLink
 from mtllm.resilience.admission import Admission
 from mtllm.resilience.breaker import CircuitBreaker
@@ -30,7 +30,7 @@ class StatsSources:
     clock: Clock
     ledger: Ledger
     cache: AnyCache
-    limiter_table: RateLimitCache
+    limiter_table: ClientTable
     spend: SpendMeter
     redis: RedisLink | None
     drift: DriftMeter
@@ -48,11 +48,12 @@ class MetricsSources:
     daily_budget: float | None
     """Dollars; None without one."""
     clock: Clock
+    tasks: Sequence[Task]
     observed: Metrics
     spend: SpendMeter
     lifecycle: Lifecycle
     cache: AnyCache
-    limiter_table: RateLimitCache
+    limiter_table: ClientTable
     breaker: CircuitBreaker
     redis: RedisLink | None
     admission: Admission
