@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from mtllm.domain.limits import Limit, parse_limits
 
 PROJECT = Path(__file__).resolve().parent.parent
+MODELS_FILE = PROJECT / "models.toml"
 MIB = 1024 * 1024
 DEFAULT_RATE_LIMITS = "60/minute;1000/hour"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")

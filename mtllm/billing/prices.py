@@ -82,6 +82,16 @@ class PriceTable:
         input_rate, output_rate = (_rate(Decimal(str(rate))) for rate in (input_per_million, output_per_million))
         return cls([Price("", date.min, input_rate, input_rate, output_rate)])
 
+    @classmethod
+    def in_force(cls, path: Path, input_per_million: Decimal | None, output_per_million: Decimal | None) -> PriceTable:
+        """Return the table that settings ask for: both rates together are the price of every model, else the file's.
+
+        Raises OSError and ValueError as `load` and `fixed` do.
+        """
+        if input_per_million is None or output_per_million is None:
+            return cls.load(path)
+        return cls.fixed(input_per_million, output_per_million)
+
     def price_of(self, model: str, on: date) -> Price | None:
         """The price of `model` on a day (UTC), or None when the table does not know it.
 
