@@ -265,7 +265,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _serve_offline(settings: Settings) -> int:
-    from mtllm.emulator.server import Emulator  # loaded only where it is asked for
+    from mtllm.emulator import Emulator  # loaded only where it is asked for
 
     with Emulator() as emulator:
         return _serve(settings.offline(emulator.url))

@@ -30,6 +30,7 @@ from mtllm.billing.tokens import DOCUMENTED_PRICE, Drift, DriftMeter, TokenCount
 from mtllm.domain.money import NANO, Cost, dollars, exact_usd, format_usd
 from mtllm.domain.times import LATEST, parse_time, rfc3339
 from mtllm.ledger.ledger import OK, Attempt, Hit, Ledger, Settlement, open_ledger
+from mtllm.project import project_path
 
 __all__ = [
     "COLUMNS",
@@ -57,7 +58,7 @@ __all__ = [
     "rfc3339",
 ]
 
-PRICES_FILE = Path(__file__).resolve().parent / "prices.toml"
+PRICES_FILE = project_path("prices.toml")
 
 _LOG_BYTES = 10 * 1024 * 1024
 _LOG_BACKUPS = 5

@@ -5,7 +5,7 @@
 A workload is a stream of requests. A share of them, the repeat share, asks for one of 10,000 known prompts whose
 popularity follows Zipf's law (the k-th most popular is asked for k^-s times as often as the first); the others are
 asked once and never again. Requests arrive at random (Poisson) at a mean rate. Each prompt has its own length and
-answer; an answer is bought at the default model's price and kept by a `ResponseCache` for its time to live. Everything
+answer; an answer is bought at the default model's price and kept by a `AnswerStore` for its time to live. Everything
 starts with an empty cache, and nothing but time and evictions removes an answer. The same seed gives the same table.
 """
 
@@ -21,7 +21,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from cost_tracker import DEFAULT_MODEL, Price, PriceTable
-from lru_cache import ResponseCache
+from mtllm.caching.responses import AnswerStore
 from mtllm.domain.completion import StoredAnswer
 
 PRICES = Path(__file__).resolve().parent.parent / "prices.toml"
@@ -79,7 +79,7 @@ class SimulatedClock:
 def replay(workload: Workload, price: Price) -> Outcome:
     """Send the workload's requests through a real cache in simulated time."""
     clock = SimulatedClock()
-    responses = ResponseCache(workload.size, workload.ttl, clock=clock, monotonic=clock)
+    responses = AnswerStore(workload.size, workload.ttl, clock=clock, monotonic=clock)
     hits = spent = saved = 0
     draws = _draws(workload.zipf, workload.requests)
     for number, (known_prompt, share, gap) in enumerate(draws):

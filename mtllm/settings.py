@@ -17,9 +17,8 @@ from dotenv import dotenv_values
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mtllm.domain.limits import Limit, parse_limits
+from mtllm.project import PROJECT, project_path
 
-PROJECT = Path(__file__).resolve().parent.parent
-MODELS_FILE = PROJECT / "models.toml"
 MIB = 1024 * 1024
 DEFAULT_RATE_LIMITS = "60/minute;1000/hour"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -59,7 +58,7 @@ def _distinct_keys(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str],
 
 
 def _in_project(value: object) -> object:
-    return PROJECT / str(value) if value else value
+    return project_path(str(value)) if value else value
 
 
 def _existing(path: Path) -> Path:

@@ -228,12 +228,17 @@ class Job:
         instruction = self.instruction
         return self.body_bytes + len("".join((instruction.system or "", *instruction.labels)).encode())
 
-    def key(self, model: str, scope: str = "") -> bytes:
-        """A digest over everything that changes the answer; `scope` keeps the answers of callers apart."""
+    def key(self, model: str, scope: str = "", endpoint: str = "") -> bytes:
+        """Return a digest over everything that changes the answer; `scope` keeps the answers of callers apart.
+
+        `endpoint` is the server that answers, empty for Google's.
+        """
         asked = self.instruction
+        temperature = asked.temperature + 0.0  # -0.0 is 0.0, and an integer a float: equal numbers are one key
         canonical = "\0".join(  # no part holds a NUL, and all but the labels, which come last, are always there
             (
-                f"{self.task.name} {self.task.template_version} {asked.temperature!r} {asked.max_output_tokens}",
+                f"{self.task.name} {self.task.template_version} {temperature!r} {asked.max_output_tokens}",
+                endpoint,
                 model,
                 scope,
                 asked.system or "",

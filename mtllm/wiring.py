@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from lru_cache import RateLimitCache, ResponseCache
 from mtllm import process
 from mtllm.billing.maintenance import LedgerMaintenance
 from mtllm.billing.prices import PriceTable, SpendMeter
@@ -21,12 +20,15 @@ from mtllm.billing.recorder import CostRecorder
 from mtllm.billing.redis_spend import SharedSpend
 from mtllm.billing.tokens import DriftMeter, TokenCounter
 from mtllm.caching.journal import ResponseJournal
+from mtllm.caching.journal_file import JournalFile
 from mtllm.caching.redis_tier import TieredCache
+from mtllm.caching.responses import AnswerStore
 from mtllm.completions.service import Completions
 from mtllm.domain.money import NANO
 from mtllm.gemini.client import Gemini
 from mtllm.ledger.ledger import SERVICE_SCOPE, Budget, Ledger, key_scope, open_ledger
 from mtllm.logs.writer import RequestLogger
+from mtllm.ratelimit.clients import ClientTable
 from mtllm.ratelimit.limiter import RateLimiter
 from mtllm.ratelimit.redis_limiter import SharedRateLimiter
 from mtllm.redis_link import RedisLink
@@ -76,17 +78,19 @@ class Service:
             on_problem=self._reporter("api_keys_file"),
         )
         self.clients = ClientResolver(settings.trusted_proxies, self._reporter("trusted_proxies"))
-        self.rate_limit_cache = RateLimitCache(settings.rate_limit_cache_size, monotonic=monotonic)
+        self.rate_limit_cache = ClientTable(settings.rate_limit_cache_size, monotonic=monotonic)
         own_limiter = RateLimiter(self.rate_limit_cache, monotonic=monotonic)
         self.limiter: RateLimiter | SharedRateLimiter = own_limiter
-        self.journal = ResponseJournal(
+        warn_of_journal = self._reporter("response_cache")
+        journal_file = JournalFile(
             settings.cache_dir,
             max_bytes=2 * settings.response_cache_max_bytes,
             stale_seconds=settings.response_cache_stale_seconds,
             clock=clock,
-            warn=self._reporter("response_cache"),
+            warn=warn_of_journal,
         )
-        self.own_cache = ResponseCache(
+        self.journal = ResponseJournal(journal_file, warn=warn_of_journal)
+        self.own_cache = AnswerStore(
             settings.response_cache_size,
             settings.response_cache_ttl_seconds,
             max_bytes=settings.response_cache_max_bytes,
@@ -95,7 +99,7 @@ class Service:
             clock=clock,
             monotonic=monotonic,
         )
-        self.cache: ResponseCache | TieredCache = self.own_cache
+        self.cache: AnswerStore | TieredCache = self.own_cache
         self.ledger = _ledger(settings, clock, monotonic)
         self.spend = SpendMeter()
         self.redis = _redis(settings, self._reporter("redis"))
@@ -211,6 +215,7 @@ class Service:
             ),
             pool=pool,
             key_scoped=self.settings.cache_scope == "key",
+            endpoint=_answering_endpoint(self.settings),
             clock=self.clock,
             monotonic=self.monotonic,
         )
@@ -246,6 +251,11 @@ class Service:
                 closing.callback(self._pool.shutdown)  # calls that were cut are settled while there is a ledger
             if self.model is not None:
                 closing.callback(self.model.close)
+
+
+def _answering_endpoint(settings: Settings) -> str:
+    """Return the part of the cache key that says which server answers; the offline model is one on every port."""
+    return "" if settings.is_offline else settings.gemini_api_endpoint or ""
 
 
 def _model(settings: Settings) -> Gemini | None:

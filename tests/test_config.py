@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mtllm.domain.limits import Limit
-from mtllm.settings import PROJECT, Settings, SettingsError, default_text, load_settings
+from mtllm.project import PROJECT
+from mtllm.settings import Settings, SettingsError, default_text, load_settings
 
 
 def load(**texts: str) -> Settings:

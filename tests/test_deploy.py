@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mtllm.settings import PROJECT
+from mtllm.project import PROJECT
 
 DEPLOY = PROJECT / "deploy"
 INSTRUCTIONS = {"FROM", "WORKDIR", "COPY", "RUN", "USER", "VOLUME", "ENV", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "CMD"}

@@ -25,7 +25,7 @@ from mtllm.domain.errors import (
     UpstreamUnavailable,
 )
 from mtllm.domain.money import TokenUsage
-from mtllm.emulator.server import Call, Reply, http_response
+from mtllm.emulator import EmulatedReply, GeminiCall, http_response
 from mtllm.gemini.client import Gemini, GeminiStream
 from tests.scripted_gemini import (
     CUT,
@@ -90,7 +90,7 @@ def connections_made(gemini: Gemini) -> int:
 def array(*messages: object, end: str = "]") -> Step:
     """Any messages as the body of a stream, sent whole."""
     body = ("[" + ",\r\n".join(map(json.dumps, messages)) + end).encode()
-    return lambda _server, _call: Reply((http_response(200, JSON, body),))
+    return lambda _server, _call: EmulatedReply((http_response(200, JSON, body),))
 
 
 def said(*parts: object, finish: int = 0) -> dict[str, object]:
@@ -335,7 +335,7 @@ def test_a_close_in_the_middle_lets_go_of_the_connection(server: ScriptedGemini,
 def test_streams_at_once_do_not_mix(server: ScriptedGemini, gemini: Gemini) -> None:
     """16 threads stream at the same time over one client; each reads its own words."""
 
-    def echo(scripted: ScriptedGemini, call: Call) -> Reply:
+    def echo(scripted: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
         return stream(*(f"{call.prompt}-{part} " for part in range(5)))(scripted, call)
 
     server.answers(*[echo] * 16)

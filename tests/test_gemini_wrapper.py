@@ -38,7 +38,7 @@ from mtllm.domain.errors import (
     UpstreamUnavailable,
 )
 from mtllm.domain.money import TokenUsage
-from mtllm.emulator.server import Call, Reply
+from mtllm.emulator import EmulatedReply, GeminiCall
 from mtllm.gemini import bodies
 from mtllm.gemini import deadlines as calls
 from mtllm.gemini.client import Gemini
@@ -547,7 +547,7 @@ def test_threads_share_one_client(client: Client, caplog: pytest.LogCaptureFixtu
     """32 threads at once: each gets its own answer, 32 connections are kept, none is thrown away."""
     barrier = threading.Barrier(32)
 
-    def echo(server: ScriptedGemini, call: Call) -> Reply:
+    def echo(server: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
         return text(f"You said {call.prompt}")(server, call)
 
     with ScriptedGemini(default=echo) as server:

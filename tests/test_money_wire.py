@@ -24,7 +24,7 @@ from mtllm.billing.cli import main as cost_tracker
 from mtllm.billing.export import COLUMNS
 from mtllm.domain.money import format_usd
 from mtllm.domain.times import rfc3339
-from mtllm.emulator.server import Call, Reply, answered, candidate
+from mtllm.emulator import EmulatedReply, GeminiCall, answered, candidate
 from mtllm.ledger.ledger import Attempt, Hit, open_ledger
 from tests.fakes import FakeClock
 from tests.ledgers import until
@@ -76,7 +76,7 @@ def stats_of(app: Api) -> Any:
 def by(model: str) -> Step:
     """An answer of another model than the one that was asked: 10 tokens in, 20 out at most."""
 
-    def step(gemini: ScriptedGemini, call: Call) -> Reply:
+    def step(gemini: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
         used = {"promptTokenCount": 10, "candidatesTokenCount": 20, "totalTokenCount": 30}
         payload = candidate(call, "fine", finish_reason="STOP") | {"modelVersion": model, "usageMetadata": used}
         return answered(call, [payload])

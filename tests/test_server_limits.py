@@ -15,7 +15,7 @@ import pytest
 
 from app import Api
 from mtllm.http import serving
-from mtllm.settings import PROJECT
+from mtllm.project import PROJECT
 from tests.raw_http import connect, head, posted, send
 from tests.serving import APP_PY, PATIENCE, WAITRESS_SERVE, Process, get
 

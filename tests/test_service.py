@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lru_cache import ResponseCache
 from mtllm.billing.prices import PriceTable, SpendMeter
 from mtllm.billing.recorder import CostRecorder
 from mtllm.billing.tokens import DriftMeter, TokenCounter
+from mtllm.caching.responses import AnswerStore
 from mtllm.completions.service import Completions
 from mtllm.domain.caller import Caller
 from mtllm.domain.completion import Answer, CacheControl, CacheHit, Completion, Origin
@@ -42,7 +42,7 @@ USAGE = TokenUsage(input=10, output=20)
 PRICE_OF_ONE = 10 * 100 + 20 * 400
 
 
-class LateCache(ResponseCache):
+class LateCache(AnswerStore):
     """Finds nothing at the first look, as if every answer were stored a moment later; looks again when `ready`."""
 
     ready: Callable[[], bool] = staticmethod(lambda: True)
@@ -65,7 +65,7 @@ class House:
         *,
         stale_seconds: float = 0,
         places: int = PLACES,
-        cache: type[ResponseCache] = ResponseCache,
+        cache: type[AnswerStore] = AnswerStore,
     ) -> None:
         self.clock = clock
         self.model = FakeModel(Answer("fine", "gemini-2.5-flash-lite", USAGE))

@@ -179,3 +179,19 @@ def test_a_fourth_task_is_one_entry_and_one_model(
     assert answer.json["summary"] == "Short."
     assert again.headers["X-Cached"] == "true"
     assert "at most 1 sentences" in (gemini.calls[0].system or "")
+
+
+@pytest.mark.parametrize("numbers", [("0", "0.0", "-0.0", "-0", "0e0"), ("1", "1.0", "10e-1")])
+def test_equal_numbers_are_one_key(numbers: tuple[str, ...]) -> None:
+    """However a temperature is written, the same number asks the same question."""
+    jobs = [parse(TEXT, b'{"prompt": "x", "temperature": %s}' % number.encode(), max_chars=9) for number in numbers]
+    assert len({job.key("model") for job in jobs}) == 1
+
+
+def test_the_endpoint_is_part_of_the_key() -> None:
+    """Another server's answer is another answer; no endpoint is Google's."""
+    job = parse(TEXT, body(prompt="x"), max_chars=9)
+    endpoints = ("", "http://127.0.0.1:9100", "http://127.0.0.1:9100/v1")
+    assert len({job.key("model", "", endpoint) for endpoint in endpoints}) == 3
+    assert job.key("model", "", "") == job.key("model")
+    assert job.key("model", "a", "b") != job.key("model", "b", "a")

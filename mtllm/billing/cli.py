@@ -21,6 +21,7 @@ from mtllm.domain.errors import ApiError
 from mtllm.domain.times import LATEST, parse_time
 from mtllm.gemini.models import ModelTable
 from mtllm.ledger.ledger import Ledger, LedgerTooNew, open_ledger
+from mtllm.project import project_path
 
 if TYPE_CHECKING:
     from mtllm.settings import Settings
@@ -216,14 +217,14 @@ def _prune(options: argparse.Namespace) -> None:
 
 
 def _prices(options: argparse.Namespace) -> None:
-    from mtllm.settings import MODELS_FILE
-
     settings = _settings()
     try:
         prices = PriceTable.in_force(
             settings.prices_file, settings.input_price_per_million, settings.output_price_per_million
         )
-        listed = list_prices(prices, ModelTable.load(MODELS_FILE), options.at or datetime.now(UTC).date())
+        listed = list_prices(
+            prices, ModelTable.load(project_path("models.toml")), options.at or datetime.now(UTC).date()
+        )
     except ValueError as problem:
         raise CommandError(str(problem)) from None
     _write_out(line + "\n" for line in FORMATS[options.format](listed))

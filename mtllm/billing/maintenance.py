@@ -43,16 +43,18 @@ class LedgerMaintenance:
         self._look_seconds = look_seconds
         self._pruned_on: float | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="ledger-maintenance", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin looking, the first time after `look_seconds`."""
+        # On Python 3.13 a thread object that was made before a fork cannot be started after it, so it is made here.
+        self._thread = threading.Thread(target=self._work, name="ledger-maintenance", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Stop between two batches, and write what the disk takes now."""
         self._stop.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
         self._settle_late()
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from mtllm.billing.prices import Price, PriceTable
 from mtllm.domain.money import exact_usd
-from mtllm.gemini.models import DYNAMIC, ModelFacts, ModelState, ModelTable, Thinking
+from mtllm.gemini.models import DYNAMIC, Availability, ModelFacts, ModelTable, Thinking
 
 _HEADINGS = ("model", "state", "input $", "cached $", "output $", "temperature", "thinking", "limit")
 _TEXT_MARK, _MARKDOWN_MARK = "{}*", "**{}**"
 _STATES = {
-    ModelState.CLOSED: "closed to new keys",
-    ModelState.SWAPPED: "swapped",
-    ModelState.RETIRED: "retired",
+    Availability.CLOSED: "closed to new keys",
+    Availability.SWAPPED: "swapped",
+    Availability.RETIRED: "retired",
 }
 
 
@@ -144,7 +144,9 @@ def _state(facts: ModelFacts) -> str:
     if not facts.successor:
         return told
     return (
-        f"{told}: {facts.successor} answers" if facts.state is ModelState.SWAPPED else f"{told}: use {facts.successor}"
+        f"{told}: {facts.successor} answers"
+        if facts.state is Availability.SWAPPED
+        else f"{told}: use {facts.successor}"
     )
 
 

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING
 
 from mtllm.billing.prices import DEFAULT_MODEL, Price
 from mtllm.domain.money import dollars
+from mtllm.project import project_path
 
 if TYPE_CHECKING:
     import tiktoken
 
 logger = logging.getLogger(__name__)
 
-VOCABULARY_DIR = Path(__file__).resolve().parent.parent.parent / "data" / "tiktoken"
+VOCABULARY_DIR = project_path("data/tiktoken")
 DOCUMENTED_PRICE = Price(
     DEFAULT_MODEL, date(2025, 7, 22), input=100_000_000, cached_input=10_000_000, output=400_000_000
 )

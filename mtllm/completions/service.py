@@ -101,6 +101,7 @@ class Completions:
         retrier: Retrier,
         pool: Executor,
         key_scoped: bool = False,
+        endpoint: str = "",
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -113,6 +114,7 @@ class Completions:
         self._retrier = retrier
         self._pool = pool
         self._key_scoped = key_scoped
+        self._endpoint = endpoint
         self._clock = clock
         self._monotonic = monotonic
         self._flights: SingleFlight[FlightResult] = SingleFlight()
@@ -147,7 +149,8 @@ class Completions:
         return self._cache.look_up(key, max_age=asked.max_age)
 
     def _key(self, job: Job, caller: Caller) -> bytes:
-        return job.key(self._model_name, (caller.key or caller.client) if self._key_scoped else "")
+        scope = (caller.key or caller.client) if self._key_scoped else ""
+        return job.key(self._model_name, scope, self._endpoint)
 
     def _hit(self, job: Job, caller: Caller, found: CacheHit, origin: Origin = Origin.HIT) -> Completion:
         answer = found.answer

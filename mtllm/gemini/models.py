@@ -32,7 +32,7 @@ _OWN = frozenset({"successor", *EVIDENCE_FIELDS})
 """Fields that belong to one entry; a later entry of the model does not take them over."""
 
 
-class ModelState(StrEnum):
+class Availability(StrEnum):
     """Who is served a model."""
 
     CURRENT = "current"
@@ -116,7 +116,7 @@ class ModelFacts:
 
     model: str
     since: date
-    state: ModelState | None = None
+    state: Availability | None = None
     successor: str = ""
     """The model to use instead, or that answers instead."""
     temperature: TemperatureUse = TemperatureUse.USED
@@ -200,9 +200,9 @@ def _history(entries: list[Entry]) -> list[tuple[Entry, ModelFacts]]:
 
 
 def _facts(entry: Entry) -> ModelFacts:
-    state = entry.word("state", ModelState)
+    state = entry.word("state", Availability)
     successor = entry.text("successor")
-    if state is ModelState.SWAPPED and not successor:
+    if state is Availability.SWAPPED and not successor:
         raise entry.error("'successor' is missing: a swapped model is answered by another one")
     output_limit = entry.count("output_limit", least=1, most=_MOST_TOKENS)
     return ModelFacts(

@@ -7,7 +7,6 @@ from the list that browsers are given, examples from the code that renders. Only
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -16,7 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue, models_json_schema
 
-from mtllm import tasks
+from mtllm import SUMMARY, __version__, tasks
 from mtllm.billing.export import COLUMNS
 from mtllm.domain import errors
 from mtllm.domain.completion import Answer
@@ -26,7 +25,7 @@ from mtllm.ledger.ledger import GroupBy
 from mtllm.pages import samples
 from mtllm.pages.swagger import DOCUMENT_PATH
 from mtllm.security.access import Access, access_of
-from mtllm.settings import PROJECT, Settings
+from mtllm.settings import Settings
 from mtllm.stats import schemas
 from mtllm.stats.usage import FORMATS
 from mtllm.tasks import TASKS, Task
@@ -49,16 +48,15 @@ _WAITS = (errors.BudgetExceeded, errors.RateLimited, errors.UpstreamUnavailable)
 
 def document(settings: Settings, *, open_to_all: bool) -> Json:
     """The whole document. `open_to_all`: no API keys are configured, so what needs one is open."""
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     operations = [*map(_task_operation, TASKS), *_OTHER_OPERATIONS]
     return {
         "openapi": "3.1.1",
         "info": {
             "title": "Multi-Task LLM API",
-            "version": project["version"],
-            "summary": project["description"],
+            "version": __version__,
+            "summary": SUMMARY,
             "description": _description(),
-            "license": {"name": project["license"], "identifier": project["license"]},
+            "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/", "description": "This server."}],
         "tags": [{"name": name, "description": says} for name, says in _TAGS.items()],
