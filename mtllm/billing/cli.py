@@ -222,11 +222,10 @@ def _prices(options: argparse.Namespace) -> None:
         prices = PriceTable.in_force(
             settings.prices_file, settings.input_price_per_million, settings.output_price_per_million
         )
-        listed = list_prices(
-            prices, ModelTable.load(project_path("models.toml")), options.at or datetime.now(UTC).date()
-        )
+        models = ModelTable.load(project_path("models.toml"))
     except ValueError as problem:
         raise CommandError(str(problem)) from None
+    listed = list_prices(prices, models, options.at or datetime.now(UTC).date())
     _write_out(line + "\n" for line in FORMATS[options.format](listed))
 
 

@@ -141,13 +141,9 @@ def _state(facts: ModelFacts) -> str:
     if facts.state is None:
         return "-"
     told = _STATES.get(facts.state, str(facts.state))
-    if not facts.successor:
-        return told
-    return (
-        f"{told}: {facts.successor} answers"
-        if facts.state is Availability.SWAPPED
-        else f"{told}: use {facts.successor}"
-    )
+    if facts.state is Availability.SWAPPED:
+        return f"{told}: {facts.successor} answers"
+    return f"{told}: use {facts.successor}" if facts.successor else told
 
 
 def _levels(thinking: Thinking | None, mark: str) -> str:
