@@ -297,12 +297,12 @@ def _redis(settings: Settings, warn: Callable[[str], None]) -> RedisLink | None:
 
 
 def _prices(settings: Settings) -> PriceTable:
-    if settings.input_price_per_million is None or settings.output_price_per_million is None:
-        try:
-            return PriceTable.load(settings.prices_file)
-        except (OSError, ValueError) as problem:
-            raise SettingsError(f"The settings cannot be used:\n  PRICES_FILE: {problem}") from None
-    return PriceTable.fixed(settings.input_price_per_million, settings.output_price_per_million)
+    try:
+        return PriceTable.in_force(
+            settings.prices_file, settings.input_price_per_million, settings.output_price_per_million
+        )
+    except (OSError, ValueError) as problem:
+        raise SettingsError(f"The settings cannot be used:\n  PRICES_FILE: {problem}") from None
 
 
 def _service_budgets(settings: Settings) -> tuple[Budget, ...]:
