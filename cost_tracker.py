@@ -3,6 +3,7 @@
     python cost_tracker.py report --days 7
     python cost_tracker.py export --format csv --from 2026-11-01
     python cost_tracker.py prune
+    python cost_tracker.py prices
 
 The service uses the same parts: the counter and the prices (`mtllm.billing`), the ledger and the cost log.
 """

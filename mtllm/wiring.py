@@ -412,12 +412,12 @@ def _make_redis(settings: Settings, notices: Notices) -> RedisLink | None:
 
 
 def _load_prices(settings: Settings) -> PriceTable:
-    if settings.input_price_per_million is None or settings.output_price_per_million is None:
-        try:
-            return PriceTable.load(settings.prices_file)
-        except (OSError, ValueError) as problem:
-            raise SettingsError(f"PRICES_FILE: {problem}") from None
-    return PriceTable.fixed(settings.input_price_per_million, settings.output_price_per_million)
+    try:
+        return PriceTable.in_force(
+            settings.prices_file, settings.input_price_per_million, settings.output_price_per_million
+        )
+    except (OSError, ValueError) as problem:
+        raise SettingsError(f"PRICES_FILE: {problem}") from None
 
 
 def _note_missing_price(settings: Settings, recorder: CostRecorder, notices: Notices, clock: Clock) -> None:

@@ -173,10 +173,10 @@ def test_without_gemini_s_counts_the_cost_is_marked_as_estimated(app: Api, gemin
 
 def test_the_model_that_answered_is_the_one_that_is_paid(app: Api, gemini: ScriptedGemini) -> None:
     """Not the one that was asked; by its exact name or the longest that it continues."""
-    gemini.answers(by("gemini-2.5-pro"), by("gemini-2.5-flash-lite-preview-09-2025"))
-    assert [nano(ask(app, prompt)) for prompt in "ab"] == [10 * 1250 + 20 * 10_000, 10 * 100 + 20 * 400]
+    gemini.answers(by("gemini-3.1-pro-preview"), by("gemini-2.5-flash-lite-preview-09-2025"))
+    assert [nano(ask(app, prompt)) for prompt in "ab"] == [10 * 2000 + 20 * 12_000, 10 * 100 + 20 * 400]
     assert [(row["model"], row["output_price"]) for row in rows_of(app)] == [
-        ("gemini-2.5-pro", "10.000000000"),
+        ("gemini-3.1-pro-preview", "12.000000000"),
         ("gemini-2.5-flash-lite-preview-09-2025", "0.400000000"),
     ]
 

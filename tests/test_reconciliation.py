@@ -89,7 +89,7 @@ BEHAVIOURS: dict[str, Callable[[Bill], Step]] = {
     "blocks the prompt": lambda _: blocked_prompt(),
     "says nothing": lambda _: no_candidates(),
     "reports no usage": lambda bill: bill.without_usage("fine", no_usage("fine")),
-    "has another model answer": lambda bill: bill.of_another("gemini-2.5-pro", 10 * 1250 + 20 * 10_000),
+    "has another model answer": lambda bill: bill.of_another("gemini-3.1-pro-preview", 10 * 2000 + 20 * 12_000),
     "has an unknown model answer": lambda bill: bill.of_another("gemini-99", 0),
     "is overloaded": lambda _: status(503, retry_delay="0.001s"),
     "is over its quota": lambda _: status(429, retry_delay="0.001s"),
