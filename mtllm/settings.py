@@ -28,7 +28,14 @@ _EMPTY_HAS_A_MEANING = frozenset({"rate_limits", "cors_origins"})
 
 
 class SettingsError(Exception):
-    """The settings cannot be used. The text lists every problem, one a line, by the setting's name, without values."""
+    """The settings cannot be used.
+
+    The text lists every problem, one a line, each once, by the setting's name and without its value.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = tuple(dict.fromkeys(problems))
+        super().__init__("\n  ".join(("The settings cannot be used:", *self.problems)))
 
 
 def _listed(value: object) -> object:
@@ -282,7 +289,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | 
     except ValidationError as error:
         problems += map(_problem, error.errors(include_url=False, include_context=False, include_input=False))
     if problems:
-        raise SettingsError("\n  ".join(("The settings cannot be used:", *dict.fromkeys(problems))))
+        raise SettingsError(*problems)
     return settings
 
 

@@ -52,7 +52,7 @@ def require_distinct(labels: list[str]) -> list[str]:
     return labels
 
 
-Words = Annotated[str, Field(min_length=1), AfterValidator(require_words)]
+Words = Annotated[str, Field(min_length=1, examples=["A text of any length."]), AfterValidator(require_words)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CATEGORY_CHARS), AfterValidator(require_words)]
 Labels = Annotated[list[Label], Field(min_length=2, max_length=MAX_CATEGORIES), AfterValidator(require_distinct)]
 

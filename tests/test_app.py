@@ -479,7 +479,7 @@ def test_an_open_breaker_is_degraded_and_not_unready(client: FlaskClient, gemini
 
 def test_a_full_disk_is_unready(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the ledger fails, with how much is left."""
-    monkeypatch.setattr("mtllm.stats.health.LEAST_FREE_BYTES", 10**18)
+    monkeypatch.setattr("mtllm.wiring.LEAST_FREE_BYTES", 10**18)
     ready = client.get("/api/v1/health/ready")
     assert ready.json is not None
     assert ready.status_code == 503

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from werkzeug.routing import Map
 
 from app import Api
 from mtllm.domain.completion import Origin
-from mtllm.logs.writer import RequestEvent
+from mtllm.domain.events import RequestEvent
+from mtllm.stats.metrics import Metrics
 from mtllm.stats.recent import ERRORS_KEPT, TIMES_KEPT, Recent
 from tests.scripted_gemini import ScriptedGemini, status
 
@@ -66,20 +68,22 @@ def test_old_times_are_forgotten() -> None:
     assert recent.latencies().hit.longest == 1.0
 
 
+def observe_both(recent: Recent, metrics: Metrics, event: RequestEvent) -> None:
+    """What an application does with a finished request."""
+    metrics.observe(event)
+    recent.observe(event)
+
+
 def test_a_flood_of_one_error_leaves_the_others() -> None:
-    """Each code keeps its own latest cases, and counts them all."""
-    recent = Recent()
-    recent.observe(replace(FAILED, code="internal_error", status=500))
+    """Each code keeps its own latest cases, and the metrics count them all."""
+    recent, metrics = Recent(), Metrics(Map())
+    observe_both(recent, metrics, replace(FAILED, code="internal_error", status=500))
     for number in range(10 * ERRORS_KEPT):
-        recent.observe(replace(FAILED, timestamp=2000.0 + number, request_id=str(number)))
-    flood, single = recent.errors()
-    assert (flood.code, flood.count, len(flood.latest), flood.latest[-1].request_id) == (
-        "overloaded",
-        50,
-        ERRORS_KEPT,
-        "49",
-    )
-    assert (single.code, single.count) == ("internal_error", 1)
+        observe_both(recent, metrics, replace(FAILED, timestamp=2000.0 + number, request_id=str(number)))
+    (flood, latest), (single, _) = recent.errors().items()
+    counts = metrics.snapshot()
+    assert (flood, counts.errors(flood), len(latest), latest[-1].request_id) == ("overloaded", 50, ERRORS_KEPT, "49")
+    assert (single, counts.errors(single)) == ("internal_error", 1)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +95,11 @@ def test_a_flood_of_one_error_leaves_the_others() -> None:
 )
 def test_noise_is_not_noted(noise: RequestEvent) -> None:
     """Paths that are not there, and the way a browser is asked for a key."""
-    recent = Recent()
-    recent.observe(noise)
-    assert recent.errors() == []
+    recent, metrics = Recent(), Metrics(Map())
+    observe_both(recent, metrics, noise)
+    assert recent.errors() == {}
+    assert noise.code is not None
+    assert metrics.snapshot().errors(noise.code) == 0
 
 
 def ask(client: FlaskClient, prompt: str, **headers: str) -> int:

@@ -159,26 +159,28 @@ def test_anything_else_is_no_answer(said: str, labels: tuple[str, ...]) -> None:
         CLASSIFY.read(Instruction("p", 0, 1, labels=labels), Answer(said, "m", None))
 
 
-def test_a_fourth_task_is_one_entry_and_one_model(
-    environment: dict[str, str], gemini: ScriptedGemini, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fourth_task_is_one_entry_and_one_model(environment: dict[str, str], gemini: ScriptedGemini) -> None:
     """The example of docs/architecture.md, as it is written there."""
     [example] = re.findall(r"```python\n(class Summarize.*?)```", (DOCS / "architecture.md").read_text(), re.DOTALL)
     definitions, entry = example.split("\n\n\nTask(")
     scope = dict(vars(tasks))
     exec(definitions, scope)
     summarize = eval(f"Task({entry}", scope)
-    monkeypatch.setattr("app.TASKS", (*tasks.TASKS, summarize))
-    app = create_app(load_settings(environment, env_file=None))
+    app = create_app(load_settings(environment, env_file=None), (*tasks.TASKS, summarize))
     client: FlaskClient = app.test_client()
     gemini.answers(text("Short."))
     answer = client.post("/api/v1/summarize/text", json={"text": "Long.", "sentences": 1})
     again = client.post("/api/v1/summarize/text", json={"text": "Long.", "sentences": 1})
+    stats: Any = client.get("/stats").json
+    document: Any = client.get("/api/v1/openapi.json").json
     app.service.close()
     assert answer.json is not None
     assert answer.json["summary"] == "Short."
     assert again.headers["X-Cached"] == "true"
     assert "at most 1 sentences" in (gemini.calls[0].system or "")
+    assert stats["requests_by_task"]["summarize"] == {"paid": 1, "hit": 1, "shared": 0, "stale": 0, "errors": {}}
+    assert document["paths"]["/api/v1/summarize/text"]["post"]["operationId"] == "summarize_text"
+    assert "SummarizeResponse" in document["components"]["schemas"]
 
 
 @pytest.mark.parametrize("numbers", [("0", "0.0", "-0.0", "-0", "0e0"), ("1", "1.0", "10e-1")])

@@ -28,14 +28,18 @@ class AdmissionState:
 class Admission:
     """Counts the places for requests that wait for Gemini: those that lead a call and those that follow one."""
 
-    def __init__(self, places: int) -> None:
-        if places < 1:
-            raise ValueError("there must be at least one place")
-        self._places = places
+    def __init__(self, places: int = 1) -> None:
+        self.resize(places)
         self._in_use = 0
         self._shed = 0
         self._abandoned = 0
         self._lock = threading.Lock()
+
+    def resize(self, places: int) -> None:
+        """Set how many places there are. Raises ValueError below one."""
+        if places < 1:
+            raise ValueError("there must be at least one place")
+        self._places = places
 
     def enter(self) -> None:
         """Take a place. Raises Overloaded when none is free."""
