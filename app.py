@@ -62,9 +62,9 @@ def create_app(
     metrics_page.register(
         app,
         MetricsSources(
+            tasks=tasks,
             daily_budget=settings.daily_budget_usd,
             clock=clock,
-            tasks=tasks,
             observed=observed,
             spend=service.spend,
             lifecycle=app.lifecycle,
@@ -127,7 +127,7 @@ def _parse_options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _serve_offline(settings: Settings) -> int:
-    from mtllm.emulator import Emulator  # loaded only where it is asked for
+    from mtllm.emulator.server import Emulator  # loaded only where it is asked for
 
     with Emulator() as emulator:
         return _serve(settings.offline(emulator.url))

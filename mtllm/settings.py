@@ -1,4 +1,4 @@
-"""Settings: one frozen object, read from the environment over `.env`, validated once, all problems told at once.
+"""Reads the settings from the environment over `.env` into one frozen object, and names every problem at once.
 
 The name of a setting is its field's name in capitals. `.env.example` and the README's table list the same names with
 the same defaults; a test holds the three together.
@@ -38,16 +38,16 @@ class SettingsError(Exception):
         super().__init__("\n  ".join(("The settings cannot be used:", *self.problems)))
 
 
-def _listed(value: object) -> object:
+def _split_names(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-def _limits(value: object) -> object:
+def _parse_limits(value: object) -> object:
     return parse_limits(value) if isinstance(value, str) else value
 
 
-def _named_secrets(value: object) -> object:
-    """`name:secret,name:secret` as pairs; a secret may hold colons, a name may not."""
+def _parse_named_secrets(value: object) -> object:
+    """Return `name:secret,name:secret` as pairs; a secret may hold colons, a name may not."""
     if not isinstance(value, str):
         return value
     pairs = [part.strip().partition(":") for part in value.split(",") if part.strip()]
@@ -56,7 +56,7 @@ def _named_secrets(value: object) -> object:
     return tuple((name, secret) for name, _, secret in pairs)
 
 
-def _distinct_keys(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+def _require_distinct_keys(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     if len({name for name, _ in pairs}) < len(pairs) or len({secret for _, secret in pairs}) < len(pairs):
         raise ValueError("must not repeat a name or a secret")
     if "admin" in dict(pairs):
@@ -64,11 +64,11 @@ def _distinct_keys(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str],
     return pairs
 
 
-def _in_project(value: object) -> object:
+def _locate_in_project(value: object) -> object:
     return project_path(str(value)) if value else value
 
 
-def _existing(path: Path) -> Path:
+def _require_existing(path: Path) -> Path:
     try:
         found = path.is_file()
     except OSError:  # a name that no file can have
@@ -78,33 +78,33 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _header_safe(secret: str) -> str:
+def _require_header_safe(secret: str) -> str:
     if not secret.isascii() or not secret.isprintable() or " " in secret:
         raise ValueError("must be printable ASCII without blanks (is a stray character in it?)")
     return secret
 
 
-def _http_url(url: str) -> str:
+def _require_http_url(url: str) -> str:
     if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", url):
         raise ValueError("must be http:// or https:// with a host, an optional port and an optional path")
     return url.rstrip("/")
 
 
-def _database_url(url: str) -> str:
+def _require_database_url(url: str) -> str:
     if not re.match(r"(postgresql|postgres)://.|sqlite:///.", url):
         raise ValueError("must begin with postgresql:// or sqlite:///")
     return url
 
 
-def _redis_url(url: str) -> str:
+def _require_redis_url(url: str) -> str:
     if not re.match(r"rediss?://.|unix://.", url):
         raise ValueError("must begin with redis://, rediss:// or unix://")
     return url
 
 
-ProjectPath = Annotated[Path, BeforeValidator(_in_project)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-Secret = Annotated[str, AfterValidator(_header_safe)]
+ProjectPath = Annotated[Path, BeforeValidator(_locate_in_project)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
+Secret = Annotated[str, AfterValidator(_require_header_safe)]
 Count = Annotated[int, Field(ge=1)]
 Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=9, allow_inf_nan=False)]
@@ -123,7 +123,7 @@ class Settings(BaseModel):
     gemini_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,100}$")] = Field(
         "gemini-2.5-flash-lite", description="Model that answers"
     )
-    gemini_api_endpoint: Annotated[str, AfterValidator(_http_url)] | None = Field(
+    gemini_api_endpoint: Annotated[str, AfterValidator(_require_http_url)] | None = Field(
         None, description="Another server that speaks Gemini's protocol, a path allowed; empty = Google's"
     )
     gemini_client: Literal["sdk", "rest"] = Field(
@@ -147,7 +147,7 @@ class Settings(BaseModel):
     output_price_per_million: Rate | None = Field(
         None, description="Overrides the price table, with INPUT_PRICE_PER_MILLION ($ per million tokens)"
     )
-    prices_file: Annotated[ProjectPath, AfterValidator(_existing)] = Field(
+    prices_file: Annotated[ProjectPath, AfterValidator(_require_existing)] = Field(
         Path("prices.toml"), description="Dated price table"
     )
     # Server of `python app.py`
@@ -169,7 +169,7 @@ class Settings(BaseModel):
         "shared", description="shared = one cache for all; key = one for each API key"
     )
     # Rate limits and client identity
-    rate_limits: Annotated[tuple[Limit, ...], BeforeValidator(_limits)] = Field(
+    rate_limits: Annotated[tuple[Limit, ...], BeforeValidator(_parse_limits)] = Field(
         parse_limits(DEFAULT_RATE_LIMITS), description="N/[K ]unit, several with ';'; empty = none"
     )
     rate_limit_cache_size: Count = Field(10_000, description="Clients whose windows are remembered")
@@ -185,7 +185,7 @@ class Settings(BaseModel):
     )
     # Access and budgets
     api_keys: Annotated[
-        tuple[tuple[str, Secret], ...], BeforeValidator(_named_secrets), AfterValidator(_distinct_keys)
+        tuple[tuple[str, Secret], ...], BeforeValidator(_parse_named_secrets), AfterValidator(_require_distinct_keys)
     ] = Field(
         (), repr=False, description="name:secret pairs, comma-separated; empty and no API_KEYS_FILE = open to all"
     )
@@ -220,7 +220,7 @@ class Settings(BaseModel):
     # State on disk and elsewhere
     cache_dir: ProjectPath = Field(Path("cache"), description="Folder of the kept answers; may be deleted at any time")
     data_dir: ProjectPath = Field(Path("data"), description="Folder of the ledger")
-    database_url: Annotated[str, AfterValidator(_database_url)] | None = Field(
+    database_url: Annotated[str, AfterValidator(_require_database_url)] | None = Field(
         None, repr=False, description="postgresql://... for a ledger shared by machines; empty = SQLite in DATA_DIR"
     )
     ledger_sync: Literal["full", "normal"] = Field(
@@ -229,12 +229,12 @@ class Settings(BaseModel):
     usage_retention_days: Annotated[float, Field(gt=0, le=36_500)] = Field(
         400, description="Age at which ledger rows are pruned (days)"
     )
-    redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
+    redis_url: Annotated[str, AfterValidator(_require_redis_url)] | None = Field(
         None, repr=False, description="redis://... to share cache and limits between processes; empty = each its own"
     )
 
     def offline(self, endpoint: str) -> Settings:
-        """These settings against a local emulator at `endpoint`: a dummy key, a model that says so, its own ledger."""
+        """Return these settings for an emulator at `endpoint`: a dummy key, a model that says so, its own ledger."""
         database = f"sqlite:///{self.data_dir / OFFLINE_LEDGER}"
         return self.model_copy(
             update={
@@ -247,12 +247,12 @@ class Settings(BaseModel):
 
     @property
     def is_offline(self) -> bool:
-        """Answers are canned."""
+        """Return whether answers are canned."""
         return self.gemini_model.startswith("offline-")
 
     @property
     def ledger_location(self) -> str:
-        """Where the ledger is: a postgresql:// URL or the path of the SQLite file."""
+        """Return where the ledger is: a postgresql:// URL or the path of the SQLite file."""
         if self.database_url is None:
             return str(self.data_dir / "ledger.sqlite3")
         if self.database_url.startswith("sqlite:///"):
@@ -261,13 +261,13 @@ class Settings(BaseModel):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Every secret value, for masking."""
+        """Return every secret value, for masking."""
         single = (self.google_api_key, self.admin_api_key, self.database_url, self.redis_url)
         return tuple(filter(None, single)) + tuple(secret for _, secret in self.api_keys)
 
 
 def default_text(field: str) -> str:
-    """The default of a setting as one would write it in `.env`."""
+    """Return the default of a setting as one would write it in `.env`."""
     default: object = Settings.model_fields[field].default
     if default is None:
         return ""
@@ -277,35 +277,36 @@ def default_text(field: str) -> str:
 
 
 def load_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | None = PROJECT / ".env") -> Settings:
-    """The settings of `environ` (default: the process's) over `env_file` (default: the project's `.env`, if it exists).
+    """Return the settings of `environ` over those of `env_file`.
 
-    Raises SettingsError with every problem in one text.
+    By default these are the process's environment and the project's `.env`, if it exists. Raises SettingsError with
+    every problem in one text.
     """
     from_file = dotenv_values(env_file, interpolate=False) if env_file and env_file.is_file() else {}
-    given = dict(_given({**from_file, **(os.environ if environ is None else environ)}))
-    problems = [*_half_a_price(given), *_admin_key_given_away(given)]
+    given = dict(_read_given({**from_file, **(os.environ if environ is None else environ)}))
+    problems = [*_find_half_a_price(given), *_find_admin_key_given_away(given)]
     try:
         settings = Settings.model_validate(given)
     except ValidationError as error:
-        problems += map(_problem, error.errors(include_url=False, include_context=False, include_input=False))
+        problems += map(_word_problem, error.errors(include_url=False, include_context=False, include_input=False))
     if problems:
         raise SettingsError(*problems)
     return settings
 
 
-def _half_a_price(given: Mapping[str, str]) -> Iterator[str]:
+def _find_half_a_price(given: Mapping[str, str]) -> Iterator[str]:
     if ("input_price_per_million" in given) != ("output_price_per_million" in given):
         yield "INPUT_PRICE_PER_MILLION, OUTPUT_PRICE_PER_MILLION: must both be set, or neither"
 
 
-def _admin_key_given_away(given: Mapping[str, str]) -> Iterator[str]:
+def _find_admin_key_given_away(given: Mapping[str, str]) -> Iterator[str]:
     admin_key = given.get("admin_api_key")
     secrets = [part.partition(":")[2].strip() for part in given.get("api_keys", "").split(",")]
     if admin_key and admin_key in secrets:
         yield "ADMIN_API_KEY, API_KEYS: must not hold the same secret"
 
 
-def _given(texts: Mapping[str, str | None]) -> list[tuple[str, str]]:
+def _read_given(texts: Mapping[str, str | None]) -> list[tuple[str, str]]:
     named = ((field, (texts.get(field.upper()) or "").strip()) for field in Settings.model_fields)
     return [
         (field, text)
@@ -314,7 +315,7 @@ def _given(texts: Mapping[str, str | None]) -> list[tuple[str, str]]:
     ]
 
 
-def _problem(problem: Any) -> str:
+def _word_problem(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     name = str(problem["loc"][0]).upper() + ": " if problem["loc"] else ""
     return f"{name}{message}"

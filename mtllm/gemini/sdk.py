@@ -105,15 +105,15 @@ class _Bridge:
         params: Sequence[tuple[str, str]],  # noqa: ARG002  # see below
         data: str,
         stream: bool = False,  # noqa: ARG002  # the SDK says it; here every body is read as it comes
-    ) -> _Response:
+    ) -> _SdkResponse:
         """Send one request, with the arguments of `requests`. Raises UpstreamFailure for a bad status."""
         path = url.removeprefix(self._base)
         # Without the SDK's parameters: they ask for enums as numbers, and its tables lack the newer ones.
         raw = self._session.send(path, data.encode(), timeout=timeout)
-        return _Response(raw, self._documents.read)
+        return _SdkResponse(raw, self._documents.read)
 
 
-class _Response:
+class _SdkResponse:
     """An answer with a good status, with the attributes of a `requests.Response` that the SDK uses."""
 
     status_code = 200

@@ -121,13 +121,13 @@ class Api(Flask):
     def _enter(self) -> Response | None:
         """Admit a request before its view, where Flask answers; return a redirect that answers it instead.
 
-        A path that has no route is 404 for every caller.
+        An unknown path is 404 for every caller.
         """
         exchange = current_exchange()
         if request.routing_exception is not None:
             self._guard.inspect(exchange)
             if isinstance(request.routing_exception, RequestRedirect):
-                return redirect(request.routing_exception)
+                return answer_redirect(request.routing_exception)
             raise request.routing_exception
         group_by = request.args.get("group_by") if request.query_string else None
         self._guard.admit(exchange, access_of(request.method, request.path, group_by))
@@ -196,16 +196,6 @@ def _encode_query(environ: dict[str, Any]) -> None:
         environ["QUERY_STRING"] = "".join(char if char.isascii() else f"%{ord(char):02X}" for char in query)
 
 
-def redirect(found: RequestRedirect) -> Response:
-    """Send the caller to another path of the same place.
-
-    Without scheme and host, since behind a proxy ours are not those that the caller reaches (RFC 9110, section 10.2.2).
-    """
-    target = urlsplit(found.new_url)
-    location = target._replace(scheme="", netloc="", path="/" + target.path.lstrip("/")).geturl()
-    return Response(status=found.code, headers={"Location": location})
-
-
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 _BY_STATUS: dict[int, type[ApiError]] = {
@@ -220,6 +210,16 @@ def answer_error(error: ApiError) -> Response:
     """Return the refusal as Flask's response."""
     reply = refuse(current_exchange(), error)
     return Response(reply.body, reply.status, reply.headers, content_type=reply.media_type)
+
+
+def answer_redirect(redirect: RequestRedirect) -> Response:
+    """Send the caller to another path of the same place.
+
+    Without scheme and host, since behind a proxy ours are not those that the caller reaches (RFC 9110, section 10.2.2).
+    """
+    target = urlsplit(redirect.new_url)
+    location = target._replace(scheme="", netloc="", path="/" + target.path.lstrip("/")).geturl()
+    return Response(status=redirect.code, headers={"Location": location})
 
 
 def answer_http_error(error: HTTPException) -> Response:

@@ -1,4 +1,4 @@
-"""One request and its answer: facts are collected on the way down, headers and the log event made on the way out."""
+"""One request and its answer: collects facts on the way in, and makes all headers and the log event on the way out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ENVIRON_KEY = "mtllm.exchange"
 
 
 class Exchange:
-    """Collects the facts of one request; its headers and its log event are made from them once."""
+    """Collects the facts of one request; headers and the log event are made from them, once."""
 
     __slots__ = (
         "client",
@@ -73,17 +73,17 @@ class Exchange:
 
     @property
     def account(self) -> str:
-        """Return the caller's name for limits, logs and ledger: the API key's, else the address."""
+        """Return the name of the caller for limits, logs and ledger: the API key's name, else the address."""
         return self.key.name if self.key else self.client
 
     def fail(self, error: ApiError) -> None:
-        """Note the error of the request; the cause of a defect of ours is for the log alone."""
+        """Note that the request ended in `error`; the cause of a defect of ours is for the log alone."""
         self.error = error
         if error.status == 500:
             self.fault = error.__cause__
 
     def headers(self, overall: int, now: float) -> Headers:
-        """Return every header of ours; `overall` is the nano-dollars spent since the start, `now` is monotonic."""
+        """Return every header of ours, given the nano-dollars spent since the start and the monotonic time."""
         completion = self.completion
         rendered = [("X-Request-ID", self.request_id), *headers.STATIC]
         rendered += headers.money(completion, overall)
@@ -97,7 +97,7 @@ class Exchange:
         return rendered
 
     def event(self, now: float, response_bytes: int) -> RequestEvent:
-        """Return the event of this request for log and statistics, once it is over (`now` is monotonic)."""
+        """Return the record of this request, once it is over (`now` is monotonic)."""
         environ, completion, job = self.environ, self.completion, self.job
         event = RequestEvent(
             request_id=self.request_id,
@@ -123,8 +123,8 @@ class Exchange:
             event.attempts = receipt.attempts
             event.queue_seconds = completion.queue_seconds
             event.upstream_seconds = receipt.upstream_seconds
-            event.origin = completion.origin
             event.amount = receipt.amount
+            event.origin = completion.origin
             event.saved = completion.saved
             if answer is not None:
                 event.model = answer.model

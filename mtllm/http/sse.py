@@ -35,17 +35,17 @@ class EventBody:
         return events(self._exchange, self._live, self._first)
 
     def close(self) -> None:
-        """Close the stream; the server calls this when the response is done with (PEP 3333)."""
+        """End the stream; the server calls this when it is done with the response, sent whole or not (PEP 3333)."""
         close(self._exchange, self._live)
 
 
 def next_part(
     exchange: Exchange, live: LiveStream, monotonic: Callable[[], float] = time.monotonic
 ) -> str | Completion | None:
-    """Return the next delta, or the completion at the end; None when it is time for a keep-alive.
+    """Return the next delta, or the completion at the end; None when a keep-alive is due.
 
-    Past `ends_by` that is a time-out. A client that is seen to have left ends the stream: waitress tells where it looks
-    ahead, as `python app.py` has it do; elsewhere the next write tells.
+    Past `ends_by` the stream ends in a time-out. A client that is seen to have left ends it too: waitress tells where it
+    looks ahead, as `python app.py` has it do; elsewhere the next write tells.
     """
     silent_until = monotonic() + KEEP_ALIVE_SECONDS
     gone: Callable[[], bool] = exchange.environ.get("waitress.client_disconnected", _never)
@@ -54,7 +54,7 @@ def next_part(
         if part is not None:
             return part
         if gone():
-            return _cancel(live)
+            return _end_upstream(live)
         if monotonic() > live.ends_by:
             return Completion(Origin.NONE, error=errors.UpstreamTimeout())
     return None
@@ -70,17 +70,17 @@ def events(exchange: Exchange, live: LiveStream, part: str | Completion | None) 
 
 
 def close(exchange: Exchange, live: LiveStream) -> None:
-    """End the call that is still under way, and take its bill; the response is closed, sent whole or not."""
+    """End what is still under way, with its bill; the response may have been sent whole, in part or not at all."""
     if exchange.completion is None:
-        _conclude(exchange, _cancel(live))
+        _conclude(exchange, _end_upstream(live))
 
 
 def _never() -> bool:
     return False
 
 
-def _cancel(live: LiveStream) -> Completion:
-    """End Gemini's side and return the completion with its bill."""
+def _end_upstream(live: LiveStream) -> Completion:
+    """End Gemini's side, wait for the bill and return it."""
     live.cancel()
     while True:
         part = live.next(timeout=LOOK_SECONDS)

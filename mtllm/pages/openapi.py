@@ -191,7 +191,7 @@ def _error_response(group: list[type[ApiError]], headers: tuple[str, ...]) -> Js
 
 
 def _markdown(sentence: str) -> str:
-    """A description is Markdown, in which `<key>` would be a tag."""
+    """Return a sentence as Markdown, in which `<key>` would be a tag."""
     return sentence.replace("<", "&lt;")
 
 
@@ -254,7 +254,7 @@ _PRICE = Price("", date.min, 100_000_000, 10_000_000, 400_000_000)
 
 
 def _examples_of(task: Task) -> tuple[Json, Json]:
-    """A request, by the examples of its fields, and its answer as it would be rendered."""
+    """Return a request, by the examples of its fields, and its answer as it would be rendered."""
     asked = {name: about.examples[0] for name, about in task.request_model.model_fields.items() if about.examples}
     instruction = task.instruct(task.request_model.model_validate(asked))
     text = instruction.labels[0] if instruction.labels else samples.ANSWERS.get(task.name, samples.ANSWERS["text"])
@@ -382,7 +382,7 @@ _OTHER_ENDPOINTS = (
 
 
 def _parameter(place: str, name: str, description: str, schema: Json, example: str) -> Json:
-    """The example is the schema's: Swagger UI would fill in the parameter's own, unasked."""
+    """Return a parameter; the example is its schema's, since Swagger UI would fill in the parameter's own, unasked."""
     return {"name": name, "in": place, "description": description, "schema": schema | {"examples": [example]}}
 
 

@@ -135,7 +135,7 @@ class ServiceCollector(Collector):
             yield from families
 
     def _totals(self) -> Iterator[Metric]:
-        """Gauges, since they belong to the ledger: processes that share one all show the same, so don't add them up."""
+        """Yield the ledger's sums, as gauges: processes that share a ledger all show the same, so don't add them up."""
         totals = self._sources.ledger.totals()
         yield _gauge("ledger_cost_usd", "Dollars paid, all time", dollars(totals.cost))
         yield _gauge("ledger_saved_usd", "Dollars that cached answers did not cost, all time", dollars(totals.saved))

@@ -76,7 +76,7 @@ class StreamDelta(DescribedBody):
 
 
 def task_answer(task: Task) -> type[DescribedBody]:
-    """The body of a 200 of `task`."""
+    """Return the model of the body of a 200 of `task`."""
     answer: Any = (str, Field(description=f"The result: {task.summary[0].lower()}{task.summary[1:]}."))
     return create_model(
         _name(task, "Response"),
@@ -87,7 +87,7 @@ def task_answer(task: Task) -> type[DescribedBody]:
 
 
 def stream_end(task: Task) -> type[DescribedBody]:
-    """The data of `event: done`, with which a stream of `task` ends."""
+    """Return the model of the data of `event: done`, with which a stream of `task` ends."""
     return create_model(
         _name(task, "StreamEnd"),
         __base__=task_answer(task),

@@ -45,10 +45,10 @@ class StatsSources:
 class MetricsSources:
     """The parts whose figures a scrape shows beside the observed requests."""
 
+    tasks: Sequence[Task]
     daily_budget: float | None
     """Dollars; None without one."""
     clock: Clock
-    tasks: Sequence[Task]
     observed: Metrics
     spend: SpendMeter
     lifecycle: Lifecycle

@@ -167,11 +167,11 @@ def _errors(
     code: str, latest: tuple[ErrorSeen, ...], observed: Observed, secrets: tuple[str, ...]
 ) -> schemas.ErrorFigures:
     return schemas.ErrorFigures(
-        code=code, count=observed.errors(code), latest=[_seen(error, secrets) for error in reversed(latest)]
+        code=code, count=observed.errors(code), latest=[_as_body(error, secrets) for error in reversed(latest)]
     )
 
 
-def _seen(error: ErrorSeen, secrets: tuple[str, ...]) -> schemas.SeenError:
+def _as_body(error: ErrorSeen, secrets: tuple[str, ...]) -> schemas.SeenError:
     return schemas.SeenError(
         timestamp=rfc3339(error.timestamp),
         status=error.status,
