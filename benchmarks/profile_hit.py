@@ -42,6 +42,7 @@ SAMPLE_SECONDS = 0.0005
 WARM_UP_CALLS = 2000
 CALLS_A_TURN = 50
 HEADS_A_TURN = 200
+APPLICATION = "mtllm/http/application.py"
 
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 Place = tuple[str, str]
@@ -165,12 +166,12 @@ class Sampler:
 
 
 def _place(module: str, ours: CodeType, innermost: CodeType) -> Place:
-    """app.py is told by function, apart from what Flask takes below it; lru_cache.py, which serves two, by class."""
+    """Tell the application by function, apart from what Flask takes below it; lru_cache.py, which serves two, by class."""
     function = ours.co_qualname
-    if module == "app.py" and innermost is not ours:
-        return f"Flask below app.py {function}", f"{Path(innermost.co_filename).stem}.{innermost.co_qualname}"
-    if module == "app.py":
-        return f"app.py {function}", function
+    if module == APPLICATION and innermost is not ours:
+        return f"Flask below {function}", f"{Path(innermost.co_filename).stem}.{innermost.co_qualname}"
+    if module == APPLICATION:
+        return f"{APPLICATION} {function}", function
     if module == "lru_cache.py":
         return f"lru_cache.py {function.partition('.')[0]}", function
     return ("the loop itself" if module.startswith("benchmarks/") else module), function

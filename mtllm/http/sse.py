@@ -44,8 +44,8 @@ def next_part(
 ) -> str | Completion | None:
     """Return the next delta, or the completion at the end; None when a keep-alive is due.
 
-    Past `ends_by` the stream ends in a time-out. A client that is seen to have left ends it too: waitress tells where it
-    looks ahead, as `python app.py` has it do; elsewhere the next write tells.
+    Past `ends_by` the stream ends in a time-out. A client that is seen to have left ends it too: waitress tells where
+    it looks ahead, as `python app.py` has it do; elsewhere the next write tells.
     """
     silent_until = monotonic() + KEEP_ALIVE_SECONDS
     gone: Callable[[], bool] = exchange.environ.get("waitress.client_disconnected", _never)
