@@ -166,7 +166,7 @@ class Sampler:
 
 
 def _place(module: str, ours: CodeType, innermost: CodeType) -> Place:
-    """Tell the application by function, apart from what Flask takes below it; lru_cache.py, which serves two, by class."""
+    """Tell the application by function, apart from Flask below it; lru_cache.py, which serves two, by class."""
     function = ours.co_qualname
     if module == APPLICATION and innermost is not ours:
         return f"Flask below {function}", f"{Path(innermost.co_filename).stem}.{innermost.co_qualname}"
