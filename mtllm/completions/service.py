@@ -215,7 +215,9 @@ class Completions:
     def _waited(self, flight: Future[FlightResult], order: _Order) -> FlightResult:
         """The result; past the deadline a failure, with what the attempts have cost `order` by then."""
         try:
-            return flight.result(max(0.0, order.deadline + ANSWER_GRACE_SECONDS - self._monotonic()))
+            from mtllm.http.dispatcher import waiting
+            with waiting():
+              return flight.result(max(0.0, order.deadline + ANSWER_GRACE_SECONDS - self._monotonic()))
         except FutureTimeout:
             return FlightResult(order.receipt, error=UpstreamTimeout(breaks=True, maybe_billed=True))
 
