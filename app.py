@@ -112,19 +112,6 @@ class Api(Flask):
 
     def _open_service(self, environ: dict[str, Any]) -> None:
         self.service.open(waitress_threads(environ) or DEFAULT_THREADS)
-        import os
-        if os.environ.get("QUICK"):
-            from mtllm.http.lifecycle import _waitress_server
-            from mtllm.http.waitress_channel import QuickChannel
-            sv = _waitress_server(environ)
-            if sv is not None:
-                sv.channel_class = QuickChannel
-                n = int(os.environ["QUICK"])
-                if n > 1:
-                    from mtllm.http.dispatcher import Dispatcher
-                    sv.task_dispatcher = Dispatcher(n)
-                elif n < 0:
-                    sv.task_dispatcher.set_thread_count(-n)
         unsent = waitress_unsent(environ)
         if unsent is not None:
             self.lifecycle.watch_connections(unsent)

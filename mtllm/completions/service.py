@@ -215,9 +215,7 @@ class Completions:
     def _waited(self, flight: Future[FlightResult], order: _Order) -> FlightResult:
         """The result; past the deadline a failure, with what the attempts have cost `order` by then."""
         try:
-            from mtllm.http.dispatcher import waiting
-            with waiting():
-              return flight.result(max(0.0, order.deadline + ANSWER_GRACE_SECONDS - self._monotonic()))
+            return flight.result(max(0.0, order.deadline + ANSWER_GRACE_SECONDS - self._monotonic()))
         except FutureTimeout:
             return FlightResult(order.receipt, error=UpstreamTimeout(breaks=True, maybe_billed=True))
 

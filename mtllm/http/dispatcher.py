@@ -82,12 +82,17 @@ class Dispatcher:
         self._resting: list[_Worker] = []
         self._started = 0
         self._active = 0
-        self._ended = threading.Event()
+        self._ended: threading.Event | None = None
 
     @property
     def queued(self) -> int:
-        """Requests that wait for a thread."""
+        """Return how many requests wait for a thread."""
         return len(self._queue)
+
+    @property
+    def working(self) -> int:
+        """Return how many threads work now, those that wait left out."""
+        return self._active
 
     def add_task(self, task: Serviceable) -> None:
         """Have `task` answered, at once if a thread may work on it."""
@@ -103,6 +108,8 @@ class Dispatcher:
                 return self._queue.popleft()
             self._active -= 1
             self._resting.append(worker)
+            if self._ended is not None and not self._active:
+                self._ended.set()
             return None
 
     @contextmanager
@@ -139,16 +146,23 @@ class Dispatcher:
             self._most_active = min(self._most_active, max(count, 1))
 
     def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> bool:
-        """End the threads that rest and give up what waits; return whether anything was given up."""
+        """End the threads, give up what waits, and wait `timeout` seconds for what is being answered.
+
+        Return whether anything was given up.
+        """
         with self._lock:
             pending, self._queue = self._queue, deque()
             resting, self._resting = self._resting, []
             self._threads = 0
+            if self._active:
+                self._ended = threading.Event()
         for worker in resting:
             worker.give(None)
         if cancel_pending:
             for task in pending:
                 task.cancel()
+        if self._ended is not None and not self._ended.wait(timeout):
+            logger.warning("%d thread(s) still running", self._active)
         return bool(pending)
 
 

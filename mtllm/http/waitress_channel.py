@@ -16,12 +16,13 @@ benchmarks: hits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.task import WSGITask, hop_by_hop
-from waitress.utilities import build_http_date
+from waitress.utilities import InternalServerError, build_http_date
 
 LOOKAHEAD = 1
 """Requests that may wait behind the one being answered on a connection."""
@@ -46,6 +47,9 @@ _date = _Date()
 
 class QuickTask(WSGITask):  # type: ignore[misc]  # waitress has no types for its tasks
     """One request and its answer."""
+
+    _names_itself = False
+    """The application has set Date or Server; waitress knows what follows from that."""
 
     def execute(self) -> None:
         """Call the application and send what it returns; close what it returns at the end (PEP 3333)."""
@@ -79,6 +83,8 @@ class QuickTask(WSGITask):  # type: ignore[misc]  # waitress has no types for it
             lowered = _LOWERED.get(name) or _lowered(name)
             if lowered == "content-length":
                 self.content_length = int(value)
+            elif lowered in ("date", "server"):
+                self._names_itself = True
             elif lowered in hop_by_hop:
                 raise AssertionError(f"{name} is a hop-by-hop header, which an application must not set (PEP 3333)")
         return self.write  # type: ignore[no-any-return]
@@ -104,7 +110,7 @@ class QuickTask(WSGITask):  # type: ignore[misc]  # waitress has no types for it
 
     def build_response_header(self) -> bytes:
         """Return the head of the answer. Raises ValueError for a line break in a header."""
-        if not self._stays_open() or self.content_length is None:
+        if not self._stays_open() or self.content_length is None or self._names_itself:
             return super().build_response_header()  # type: ignore[no-any-return]
         headers = self.response_headers
         lines = [f"{name}: {value}" for name, value in headers]
@@ -164,7 +170,16 @@ class QuickChannel(HTTPChannel):  # type: ignore[misc]  # waitress has no types 
         except Exception:
             self.logger.exception("Exception while serving %s", request.path)
             task.close_on_finish = True
+            if not task.wrote_header:
+                self._send_error(request)
         self._finish(request, close=task.close_on_finish)
+
+    def _send_error(self, request: Any) -> None:
+        failed = self.parser_class(self.adj)
+        failed.error = InternalServerError("The server encountered an unexpected internal server error")
+        failed.version = request.version
+        with suppress(ClientDisconnected):
+            self.error_task_class(self, failed).service()
 
     def _finish(self, request: Any, *, close: bool) -> None:
         request.close()
@@ -177,10 +192,13 @@ class QuickChannel(HTTPChannel):  # type: ignore[misc]  # waitress has no types 
                 self.requests.pop(0)
                 if self.requests and self.connected:
                     self.server.add_task(self)
-                elif self.request is not None and self.request.expect_continue and self.request.headers_finished:
-                    if self.connected and not self.sent_continue:
-                        self.send_continue()
+                elif self.connected and self._waits_to_continue():
+                    self.send_continue()
         if self.connected and (close or unwatched or self.total_outbufs_len):
             self.server.pull_trigger()
         self.last_activity = time.time()
 
+    def _waits_to_continue(self) -> bool:
+        """Return whether the client sent the head of its next request and waits for a 100 (RFC 9110, 10.1.1)."""
+        request = self.request
+        return request is not None and request.expect_continue and request.headers_finished and not self.sent_continue
