@@ -1,69 +1,42 @@
-"""Tokens to money: the front guard of `accounting`, and the command line over the ledger.
+"""Tokens to money for Python callers, and the command line over the ledger.
 
     python cost_tracker.py report --days 7
     python cost_tracker.py export --format csv --from 2026-11-01
     python cost_tracker.py prune
+    python cost_tracker.py prices
 
-The service takes the same parts from `accounting`. `CostTracker` is that machinery for a script that calls a model by
-itself.
+The service uses the same parts: the counter and the prices (`mtllm.billing`), the ledger and the cost log.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import TypedDict
 
-from mtllm.billing.export import COLUMNS, Column, export_csv, export_jsonl, write_file
-from mtllm.billing.prices import DEFAULT_MODEL, Price, PriceTable, SpendMeter
-from mtllm.billing.tokens import DOCUMENTED_PRICE, Drift, DriftMeter, TokenCounter
-from mtllm.domain.money import NANO, Cost, dollars, exact_usd, format_usd
-from mtllm.domain.times import LATEST, parse_time, rfc3339
-from mtllm.ledger.ledger import OK, Attempt, Hit, Ledger, Settlement, open_ledger
+from mtllm.billing.export import export_csv, export_jsonl, write_file
+from mtllm.billing.prices import DEFAULT_MODEL, PriceTable
+from mtllm.billing.tokens import TokenCounter
+from mtllm.domain.completion import Origin
+from mtllm.domain.events import RequestEvent
+from mtllm.domain.money import NO_COST, Amount, Charge, TokenUsage, dollars
+from mtllm.domain.times import LATEST
+from mtllm.ledger.ledger import OK, Attempt, ExportRow, Hit, Ledger, Settlement, open_ledger
+from mtllm.logs.files import LogFile
+from mtllm.logs.lines import Lines
 from mtllm.project import project_path
 
-__all__ = [
-    "COLUMNS",
-    "DEFAULT_MODEL",
-    "DOCUMENTED_PRICE",
-    "LATEST",
-    "NANO",
-    "Column",
-    "Cost",
-    "CostRecord",
-    "CostTracker",
-    "Drift",
-    "DriftMeter",
-    "Price",
-    "PriceTable",
-    "SpendMeter",
-    "TokenCounter",
-    "UsageStats",
-    "dollars",
-    "exact_usd",
-    "export_csv",
-    "export_jsonl",
-    "format_usd",
-    "parse_time",
-    "rfc3339",
-]
+__all__ = ["CostRecord", "CostTracker", "TokenCounter", "UsageStats"]
 
-PRICES_FILE = project_path("prices.toml")
-
-_LOG_BYTES = 10 * 1024 * 1024
-_LOG_BACKUPS = 5
 _HOUR = 3600
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -95,11 +68,11 @@ class UsageStats(TypedDict):
 
 
 class CostTracker:
-    """Counts, prices and records requests: tokens by tiktoken, money as in the service, one JSON line each in a log.
+    """Counts, prices and records requests: tokens by tiktoken, money as in the service, a line each in the cost log.
 
-    `log_file` is relative to the working directory and rotates at 10 MiB; prompts and answers are not in it. `ledger`
-    keeps the records; without one they live in memory until `close`. Nothing is opened before the first use. Safe to
-    share between threads.
+    `log_file` is relative to the working directory. It may be the service's own: lines, rotation and retention are the
+    same. Prompts and answers are not in it. `ledger` keeps the records; without one they live in memory until `close`.
+    Nothing is opened before the first use. Safe to share between threads.
     """
 
     def __init__(
@@ -112,45 +85,58 @@ class CostTracker:
         counter: TokenCounter | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._log_file = Path(log_file).absolute()
         self._model = model
         self._ledger = ledger
         self._owns_ledger = ledger is None
         self._prices = prices
         self._counter = counter or TokenCounter()
         self._clock = clock
-        self._lock = threading.Lock()
-        self._log_lock = threading.Lock()
+        self._opening = threading.Lock()
+        self._lines = Lines()
+        self._log = LogFile(Path(log_file).absolute(), clock=clock)
+        self._logging = threading.Lock()
 
     def track_request(
         self, endpoint: str, user_ip: str, prompt: str, response: str, cached: bool = False
     ) -> CostRecord:
-        """Record one completion and say what it cost; a `cached` one costs nothing and counts as saved.
+        """Record one completion and return what it cost; a `cached` one costs nothing and counts as saved.
 
         Raises LedgerUnavailable when the ledger cannot be written. A log that cannot be written is only warned of.
         """
         now, request_id = self._clock(), str(uuid.uuid4())
-        tokens = self._counter.count_tokens(prompt), self._counter.count_tokens(response)
+        usage = TokenUsage(self._counter.count_tokens(prompt), self._counter.count_tokens(response))
+        tokens = usage.input, usage.output
         price = self._price_table().price_of(self._model, datetime.fromtimestamp(now, UTC).date())
-        cost = price.cost(*tokens) if price else Cost()
+        cost, saved = price.cost(*tokens) if price else NO_COST, 0
+        ledger = self._open_ledger()
         if cached:
-            self._books().record_hit(Hit(request_id, now, endpoint, user_ip, self._model, *tokens, saved=cost.total))
-            cost = Cost()
+            cost, saved = NO_COST, cost.total
+            ledger.record_hit(Hit(request_id, now, endpoint, user_ip, self._model, *tokens, saved=saved))
         else:
-            attempt = Attempt(
-                request_id, endpoint, user_ip, self._model, now, deadline=now + _HOUR, reserved=cost.total
+            charge = Charge(Amount(usage, cost), price, estimated=True)
+            attempt = Attempt(request_id, endpoint, user_ip, self._model, now, now + _HOUR, reserved=cost.total)
+            ledger.settle(ledger.open(attempt), Settlement(OK, self._model, charge))
+        self._append_to_log(
+            RequestEvent(
+                request_id,
+                now,
+                client=user_ip,
+                task=endpoint,
+                model=self._model,
+                cached=cached,
+                origin=Origin.HIT if cached else Origin.PAID,
+                amount=Amount(usage, cost),
+                saved=saved,
             )
-            row_id = self._books().open(attempt)
-            self._books().settle(row_id, _settlement(self._model, tokens, cost, price))
+        )
         in_dollars = dollars(cost.input), dollars(cost.output), dollars(cost.total)
-        record = CostRecord(now, endpoint, user_ip, *tokens, *in_dollars, cached)
-        self._log(request_id, record)
-        return record
+        return CostRecord(now, endpoint, user_ip, *tokens, *in_dollars, cached)
 
     def get_usage_stats(self, hours: int = 24) -> UsageStats:
-        """Sums of the last `hours` hours, in whole minutes; the same keys when there was nothing."""
-        self._books().flush()
-        usage = self._books().window(hours, self._clock())
+        """Return the sums of the last `hours` hours, in whole minutes; the same keys when there was nothing."""
+        ledger = self._open_ledger()
+        ledger.flush()
+        usage = ledger.window(hours, self._clock())
         return {
             "period_hours": hours,
             "total_requests": usage.requests,
@@ -166,82 +152,46 @@ class CostTracker:
 
         A name that ends in `.csv` makes it CSV, any other JSON lines. The file appears whole; its folder is created.
         """
-        file, counted = Path(output_file), _Counted()
+        file, count = Path(output_file), 0
+        ledger = self._open_ledger()
+        ledger.flush()
         from_ = 0.0 if hours is None else self._clock() - hours * _HOUR
-        self._books().flush()
-        rows = counted(self._books().export(from_, from_ if hours == 0 else LATEST))
-        write_file(file, export_csv(rows) if file.suffix.lower() == ".csv" else export_jsonl(rows))
-        return counted.number
+
+        def rows() -> Iterator[ExportRow]:
+            nonlocal count
+            for row in ledger.export(from_, from_ if hours == 0 else LATEST):
+                count += 1
+                yield row
+
+        write_file(file, export_csv(rows()) if file.suffix.lower() == ".csv" else export_jsonl(rows()))
+        return count
 
     def close(self) -> None:
         """Forget the records kept in memory; a ledger that was given stays open."""
-        with self._lock:
+        with self._opening:
             ledger, self._ledger = self._ledger, None if self._owns_ledger else self._ledger
         if ledger is not None and self._owns_ledger:
             ledger.close()
 
-    def _books(self) -> Ledger:
-        with self._lock:
+    def _open_ledger(self) -> Ledger:
+        with self._opening:
             if self._ledger is None:
                 self._ledger = open_ledger(":memory:", clock=self._clock)
             return self._ledger
 
     def _price_table(self) -> PriceTable:
         if self._prices is None:
-            self._prices = PriceTable.load(PRICES_FILE)
+            self._prices = PriceTable.load(project_path("prices.toml"))
         return self._prices
 
-    def _log(self, request_id: str, record: CostRecord) -> None:
-        event = asdict(record) | {
-            "timestamp": rfc3339(record.timestamp),
-            "request_id": request_id,
-            "client": record.user_ip,
-        }
+    def _append_to_log(self, event: RequestEvent) -> None:
+        line = self._lines.cost(event).encode("ascii")
         try:
-            with self._log_lock:  # keeps lines whole and rotation single; nothing but the log waits for it
-                _append_line(self._log_file, json.dumps(event))
+            with self._logging:  # one thread at a time; nothing but the log waits for it
+                self._log.append(line)
+                self._log.close()
         except OSError as error:
             logger.warning("The cost log cannot be written: %s.", error.strerror)
-
-
-def _settlement(model: str, tokens: tuple[int, int], cost: Cost, price: Price | None) -> Settlement:
-    return Settlement(
-        status=OK,
-        model=model,
-        input_tokens=tokens[0],
-        output_tokens=tokens[1],
-        input_cost=cost.input,
-        output_cost=cost.output,
-        total_cost=cost.total,
-        estimated=True,
-        unpriced=price is None,
-        input_price=price.input if price else None,
-        cached_input_price=price.cached_input if price else None,
-        output_price=price.output if price else None,
-    )
-
-
-def _append_line(file: Path, line: str) -> None:
-    """Append to a log that rotates; nothing stays open between two lines."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists() and file.stat().st_size >= _LOG_BYTES:
-        handler = RotatingFileHandler(file, backupCount=_LOG_BACKUPS, delay=True)
-        handler.doRollover()
-        handler.close()
-    with file.open("a", encoding="utf-8") as log:
-        log.write(line + "\n")
-
-
-class _Counted:
-    """Passes on what it is called with and keeps count."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def __call__(self, rows: Iterable[T]) -> Iterator[T]:
-        for row in rows:
-            self.number += 1
-            yield row
 
 
 if __name__ == "__main__":

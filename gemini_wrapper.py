@@ -1,80 +1,96 @@
-"""Gemini for Python callers: one function a task, with the environment's settings and retries."""
+"""Gemini for Python callers: one function a task, with the environment's settings and retries.
+
+Calls from here go past the service: no cache, no rate limit, no ledger.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mtllm.domain.errors import NotConfigured, UpstreamInvalidAnswer
+from mtllm.domain.errors import NotConfigured
 from mtllm.gemini.client import Gemini
+from mtllm.resilience.retry import Retrier, RetryBudget, run_with_repairs
 from mtllm.tasks import TASK_BY_NAME, parse
 
 if TYPE_CHECKING:
-    from mtllm.resilience.retry import Retrier
     from mtllm.settings import Settings
 
-__all__ = ["Gemini", "classify_text", "generate_code", "generate_text"]
-
-_shared: tuple[Gemini, Retrier] | None = None
-_sharing = threading.Lock()
+__all__ = ["Gemini", "GeminiTasks", "classify_text", "generate_code", "generate_text"]
 
 
 def generate_text(prompt: str) -> str:
-    """The model's answer to `prompt`, with the environment's settings and retries.
+    """Return the model's answer to `prompt`.
 
-    Calls from here go past the service: no cache, no rate limit, no ledger. Raises ApiError: InvalidRequest for a
-    prompt the API would not take either, NotConfigured without a key, else what went wrong at Gemini.
+    Raises ApiError: InvalidRequest for a prompt that the API would not take either, NotConfigured without a key, else
+    what went wrong at Gemini.
     """
-    return _complete("text", {"prompt": prompt})
+    return _tasks().run("text", prompt=prompt)
 
 
 def generate_code(prompt: str) -> str:
-    """Code for what `prompt` describes, without the fence around it. Otherwise like `generate_text`."""
-    return _complete("code", {"prompt": prompt})
+    """Return code for what `prompt` describes, without the fence around it. Raises as `generate_text` does."""
+    return _tasks().run("code", prompt=prompt)
 
 
 def classify_text(text: str, categories: Sequence[str]) -> str:
-    """The one of `categories` that fits `text`, spelled as given. Otherwise like `generate_text`."""
+    """Return the one of `categories` that fits `text`, spelled as given. Raises as `generate_text` does."""
     labels = categories if isinstance(categories, str) else list(categories)  # a string is not taken for its letters
-    return _complete("classify", {"text": text, "categories": labels})
+    return _tasks().run("classify", text=text, categories=labels)
 
 
-def _complete(task_name: str, fields: Mapping[str, object]) -> str:
+class GeminiTasks:
+    """Answers tasks over one Gemini client, with retries and repairs. Thread-safe.
+
+    Raises NotConfigured without a key.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.google_api_key is None:
+            raise NotConfigured("No Gemini key is configured: set GOOGLE_API_KEY.")
+        self._gemini = Gemini(
+            api_key=settings.google_api_key,
+            model=settings.gemini_model,
+            endpoint=settings.gemini_api_endpoint,
+            kind=settings.gemini_client,
+        )
+        self._retrier = Retrier(max_attempts=settings.gemini_max_attempts, budget=RetryBudget())
+        self._timeout_seconds = settings.gemini_timeout_seconds
+        self._max_prompt_chars = settings.max_prompt_chars
+
+    def run(self, task_name: str, **fields: object) -> str:
+        """Return the answer to one task, whose `fields` are those of its endpoint. Raises ApiError."""
+        task = TASK_BY_NAME[task_name]
+        instruction = parse(task, json.dumps(fields).encode(), max_chars=self._max_prompt_chars).instruction
+        deadline = time.monotonic() + self._timeout_seconds
+
+        def ask() -> str:
+            answer = self._retrier.run(lambda: self._gemini.generate(instruction, deadline=deadline), deadline=deadline)
+            if answer.failure is not None:
+                raise answer.failure
+            return task.read(instruction, answer)
+
+        return run_with_repairs(ask, task.repairs)
+
+    def close(self) -> None:
+        """End what still runs, and let go of the connections."""
+        self._gemini.close()
+
+
+_making = threading.Lock()
+
+
+def _tasks() -> GeminiTasks:
+    with _making:  # callers who come first together share one pool of connections
+        return _from_environment()
+
+
+@functools.cache
+def _from_environment() -> GeminiTasks:
     from mtllm.settings import load_settings
 
-    settings = load_settings()
-    task = TASK_BY_NAME[task_name]
-    instruction = parse(task, json.dumps(fields).encode(), max_chars=settings.max_prompt_chars).instruction
-    gemini, retrier = _shared_client(settings)
-    deadline = time.monotonic() + settings.gemini_timeout_seconds
-
-    def complete() -> str:
-        answer = retrier.run(lambda: gemini.generate(instruction, deadline=deadline), deadline=deadline)
-        if answer.failure is not None:
-            raise answer.failure
-        return task.read(instruction, answer)
-
-    for _ in range(task.repairs):
-        try:
-            return complete()
-        except UpstreamInvalidAnswer:
-            continue
-    return complete()
-
-
-def _shared_client(settings: Settings) -> tuple[Gemini, Retrier]:
-    from mtllm.resilience.retry import Retrier, RetryBudget
-
-    global _shared  # one pool of connections for all callers, built when the first one comes
-    with _sharing:
-        if _shared is None:
-            if settings.google_api_key is None:
-                raise NotConfigured("No Gemini key is configured: set GOOGLE_API_KEY.")
-            gemini = Gemini(
-                api_key=settings.google_api_key, model=settings.gemini_model, endpoint=settings.gemini_api_endpoint
-            )
-            _shared = gemini, Retrier(max_attempts=settings.gemini_max_attempts, budget=RetryBudget())
-        return _shared
+    return GeminiTasks(load_settings())

@@ -12,7 +12,7 @@ from contextlib import suppress
 from random import Random
 from threading import Lock
 
-from mtllm.emulator.server import Call, Reply, canned
+from mtllm.emulator import EmulatedReply, GeminiCall, canned
 from tests.scripted_gemini import (
     CUT,
     IDLE,
@@ -87,7 +87,7 @@ def misbehaving(seed: int, calls: int) -> Step:
     """A step that picks another one for each call; `calls` is the descriptor that the prompts are written to."""
     random, lock = Random(seed), Lock()
 
-    def step(gemini: ScriptedGemini, call: Call) -> Reply:
+    def step(gemini: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
         if not call.generates:
             return canned(call)
         os.write(calls, f"{call.prompt}\n".encode())

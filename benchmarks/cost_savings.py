@@ -5,7 +5,7 @@
 A workload is a stream of requests. A share of them, the repeat share, asks for one of 10,000 known prompts whose
 popularity follows Zipf's law (the k-th most popular is asked for k^-s times as often as the first); the others are
 asked once and never again. Requests arrive at random (Poisson) at a mean rate. Each prompt has its own length and
-answer; an answer is bought at the default model's price and kept by a `ResponseCache` for its time to live. Everything
+answer; an answer is bought at the default model's price and kept by a `AnswerStore` for its time to live. Everything
 starts with an empty cache, and nothing but time and evictions removes an answer. The same seed gives the same table.
 """
 
@@ -20,9 +20,10 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
-from cost_tracker import DEFAULT_MODEL, Price, PriceTable
-from lru_cache import ResponseCache
+from mtllm.billing.prices import DEFAULT_MODEL, Price, PriceTable
+from mtllm.caching.responses import AnswerStore
 from mtllm.domain.completion import StoredAnswer
+from mtllm.domain.money import TokenUsage
 
 PRICES = Path(__file__).resolve().parent.parent / "prices.toml"
 PROMPTS = 10_000
@@ -79,7 +80,7 @@ class SimulatedClock:
 def replay(workload: Workload, price: Price) -> Outcome:
     """Send the workload's requests through a real cache in simulated time."""
     clock = SimulatedClock()
-    responses = ResponseCache(workload.size, workload.ttl, clock=clock, monotonic=clock)
+    responses = AnswerStore(workload.size, workload.ttl, clock=clock, monotonic=clock)
     hits = spent = saved = 0
     draws = _draws(workload.zipf, workload.requests)
     for number, (known_prompt, share, gap) in enumerate(draws):
@@ -114,7 +115,7 @@ def _bought(prompt: int, price: Price) -> StoredAnswer:
     chance = random.Random(prompt)
     tokens_in, tokens_out = int(chance.lognormvariate(5.0, 0.8)) + 1, int(chance.lognormvariate(6.0, 0.8)) + 1
     cost = price.cost(tokens_in, tokens_out).total
-    return StoredAnswer(b"{}", tokens_in, tokens_out, cost, DEFAULT_MODEL, "stop", 0.0)
+    return StoredAnswer(b"{}", TokenUsage(tokens_in, tokens_out), cost, DEFAULT_MODEL, "stop", 0.0)
 
 
 @dataclass(frozen=True, slots=True)

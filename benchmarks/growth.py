@@ -14,10 +14,12 @@ from benchmarks.plot import Line, chart
 from benchmarks.profile_hit import call, environ_of, warm_app
 from benchmarks.servers import ADMIN_KEY, PROJECT
 from benchmarks.tables import head, row
-from lru_cache import RateLimitCache, ResponseCache
+from mtllm.caching.responses import AnswerStore
 from mtllm.domain.completion import StoredAnswer
 from mtllm.domain.limits import parse_limits
+from mtllm.domain.money import TokenUsage
 from mtllm.ledger.ledger import Hit, Ledger
+from mtllm.ratelimit.clients import ClientTable
 from mtllm.ratelimit.limiter import RateLimiter
 
 PICTURE = PROJECT / "docs" / "growth.svg"
@@ -62,8 +64,8 @@ def drawn(curves: Mapping[str, Line]) -> str:
 
 def look_up_micros(size: int) -> tuple[float, float]:
     """One look-up that hits, in a cache of `size` answers: of a few of them, and of any."""
-    cache = ResponseCache(size, 86_400)
-    answer = StoredAnswer(b"{}", 10, 60, 25_000, "none", "stop", time.time())
+    cache = AnswerStore(size, 86_400)
+    answer = StoredAnswer(b"{}", TokenUsage(10, 60), 25_000, "none", "stop", time.time())
     for number in range(size):
         cache.store(_digest(number), answer)
     few, any_of_all = ([_digest(number) for number in drawn] for drawn in _drawn_numbers(size))
@@ -72,7 +74,7 @@ def look_up_micros(size: int) -> tuple[float, float]:
 
 def rate_check_micros(size: int) -> tuple[float, float]:
     """One check against two windows, with `size` clients in the table: of a few of them, and of any."""
-    limiter = RateLimiter(RateLimitCache(size))
+    limiter = RateLimiter(ClientTable(size))
 
     def check(client: str) -> object:
         return limiter.hit(client, LIMITS)

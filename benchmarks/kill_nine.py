@@ -35,7 +35,7 @@ from pathlib import Path
 from benchmarks import tables
 from benchmarks.servers import KEY, Server, everything_on, free_port
 from mtllm.domain.times import LATEST
-from mtllm.emulator.server import Call, Emulator, Reply, canned, canned_answer, prompt_tokens, token_count
+from mtllm.emulator import EmulatedReply, Emulator, GeminiCall, canned, compose, prompt_tokens
 from mtllm.ledger.ledger import HIT, OPEN, SERVICE_SCOPE, UNSETTLED, ExportRow, Ledger, open_ledger
 
 CLIENTS = 32
@@ -66,9 +66,9 @@ class CountingGemini(Emulator):
         with self._counting:
             return self._calls.copy(), self._prices.copy()
 
-    def _counted(self, call: Call) -> Reply:
+    def _counted(self, call: GeminiCall) -> EmulatedReply:
         if call.generates:
-            price = prompt_tokens(call) * INPUT_NANO + token_count(canned_answer(call)[0]) * OUTPUT_NANO
+            price = prompt_tokens(call) * INPUT_NANO + compose(call).tokens * OUTPUT_NANO
             with self._counting:
                 self._calls[call.prompt] += 1
                 self._prices[call.prompt] = price

@@ -15,9 +15,12 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import date
 from pathlib import Path
 from statistics import median, quantiles
 
+from mtllm.billing.prices import Price
+from mtllm.domain.money import Amount, Charge, Cost, TokenUsage
 from mtllm.ledger.ledger import Attempt, Hit, Ledger, Settlement, open_ledger
 
 NOW = 1_800_000_000.0
@@ -30,7 +33,8 @@ HITS = 50_000
 
 Range = tuple[float, float]
 
-SETTLEMENT = Settlement("ok", "model", 400, 0, 120, 40_000, 48_000, 88_000)
+PRICE = Price("model", date.min, 100_000_000, 10_000_000, 400_000_000)
+SETTLEMENT = Settlement("ok", "model", Charge(Amount(TokenUsage(400, 120), Cost(40_000, 48_000)), PRICE))
 
 
 def main() -> None:

@@ -22,8 +22,9 @@ from threading import Barrier, Lock, Thread
 from typing import Any
 
 from benchmarks.tables import spread
-from lru_cache import LRUCache, RateLimitCache
+from lru_cache import LRUCache
 from mtllm.domain.limits import parse_limits
+from mtllm.ratelimit.clients import ClientTable
 from mtllm.ratelimit.limiter import RateLimiter
 
 CACHE_SIZE = 1_000
@@ -127,7 +128,7 @@ def their_lru_cache() -> Operation:
 
 def our_limiter(text: str = "60/minute") -> Operation:
     """RateLimiter: admission, remaining, reset and wait in one call."""
-    limiter, limits = RateLimiter(RateLimitCache(CLIENTS)), parse_limits(text)
+    limiter, limits = RateLimiter(ClientTable(CLIENTS)), parse_limits(text)
     return lambda client: limiter.hit(client, limits)
 
 

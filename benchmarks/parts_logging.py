@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from mtllm.domain.money import Amount, TokenUsage
 from mtllm.logs.writer import RequestEvent, RequestLogger
 
 FILES = ("api_requests.log", "performance.log", "cost_tracking.log")
@@ -65,8 +66,7 @@ def events(count: int) -> list[RequestEvent]:
             task="text",
             model="gemini-2.5-flash-lite",
             cached=True,
-            input_tokens=15,
-            output_tokens=425,
+            amount=Amount(TokenUsage(15, 425)),
             saved=171_500,
             request_bytes=64,
             response_bytes=412,
@@ -107,11 +107,11 @@ def contents(event: RequestEvent) -> Iterator[dict[str, Any]]:
     }
     yield {
         **head,
-        "input_tokens": event.input_tokens,
-        "output_tokens": event.output_tokens,
-        "input_cost": event.input_cost / 1e9,
-        "output_cost": event.output_cost / 1e9,
-        "total_cost": event.total_cost / 1e9,
+        "input_tokens": event.amount.usage.input,
+        "output_tokens": event.amount.usage.output,
+        "input_cost": event.amount.cost.input / 1e9,
+        "output_cost": event.amount.cost.output / 1e9,
+        "total_cost": event.amount.cost.total / 1e9,
         "saved": event.saved / 1e9,
     }
 

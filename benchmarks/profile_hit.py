@@ -35,7 +35,7 @@ from benchmarks import floor
 from benchmarks.hits import HIT
 from benchmarks.load import Request
 from benchmarks.servers import PROJECT, everything_on
-from mtllm.emulator.server import Emulator
+from mtllm.emulator import Emulator
 from mtllm.settings import load_settings
 
 SAMPLE_SECONDS = 0.0005

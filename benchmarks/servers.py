@@ -156,7 +156,7 @@ def floor(threads: int = 4, *, upstream: Server | None = None) -> Server:
 def emulator(latency_ms: float = 0) -> Server:
     """Gemini's stand-in, on the core of the load: it belongs to the world outside."""
     port = free_port()
-    arguments = ["-m", "mtllm.emulator", f"--port={port}", f"--latency-ms={latency_ms}"]
+    arguments = ["-m", "mtllm.emulator", f"--port={port}", f"--latency={latency_ms / 1000}"]
     return Server(arguments, port, core=CORES.load, healthy_path="/v1beta/models?key=benchmark")
 
 

@@ -1,26 +1,29 @@
-"""What the service sets for the whole of the process that it runs in."""
+"""Sets and reads what belongs to the whole process or its machine."""
 
 from __future__ import annotations
 
 import gc
 import logging
+import shutil
 import sys
+from pathlib import Path
 
 _M_ARENA_MAX = -8  # mallopt(3)
 
 
 def prepare() -> None:
-    """Before threads start: one malloc arena, and no warnings of waitress about its queue."""
-    _one_arena()
+    """Give malloc one arena and silence waitress about its queue; call it before threads start."""
+    _use_one_arena()
     # One for every request that waits a moment for a thread: under load, thousands of lines a second that cost more
     # than the requests they tell of. Waiting shows in /metrics as admission and duration.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
 
-def _one_arena() -> None:
-    """glibc gives threads heaps of their own, up to eight per core, and each keeps the most that it ever needed.
+def _use_one_arena() -> None:
+    """Have all threads share one heap.
 
-    With Python's own lock there is hardly anything to gain by that, and about ten megabytes to lose in the long run.
+    glibc gives threads heaps of their own, up to eight per core, and each keeps the most that it ever needed. With
+    Python's own lock there is hardly anything to gain by that, and about ten megabytes to lose in the long run.
     """
     if sys.platform == "linux":
         import ctypes
@@ -31,7 +34,7 @@ def _one_arena() -> None:
 
 
 def allow_descriptors(wanted: int) -> None:
-    """Raise the soft limit of open files to `wanted`, as far as the hard one lets us."""
+    """Raise the soft limit of open files to `wanted`, as far as the hard limit allows."""
     if sys.platform == "win32":
         return
     import resource
@@ -43,5 +46,14 @@ def allow_descriptors(wanted: int) -> None:
 
 
 def freeze() -> None:
-    """Once all is loaded: it stays, and to look through it for garbage would stop the world for a tenth of a second."""
+    """Take all that is loaded now out of garbage collection.
+
+    It stays anyway, and to look through it would stop every thread for a tenth of a second.
+    """
     gc.freeze()
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free space of the disk of `folder`, or of the nearest above it while it has not been made."""
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    return shutil.disk_usage(existing).free

@@ -15,4 +15,4 @@ def project_path(relative: str | Path) -> Path:
     """Return the place of a file or folder of the project; a file that only ships with the package is found there."""
     own = PROJECT / relative
     shipped = _SHIPPED / relative
-    return shipped if shipped.exists() and not own.exists() else own
+    return shipped if _SHIPPED.is_dir() and shipped.exists() and not own.exists() else own

@@ -1,12 +1,15 @@
 """One Redis, asked only while it answers.
 
-up     questions go to Redis; when one fails, or takes longer than `TIMEOUT_SECONDS`, it is refused, and Redis is probed
-       at once: if that fails too, the link goes down
-down   questions are refused at once, so that nobody waits; a thread goes on trying, with growing pauses, and takes the
+up     commands go to Redis; when one fails, or takes longer than its lane allows, it is refused, and Redis is probed at
+       once: if the probe fails too, the link goes down
+down   commands are refused at once, so that nobody waits; a thread goes on trying, with growing pauses, and takes the
        link up again when Redis does all that it is needed for
 
-The same thread's beat, every `BEAT_SECONDS`, is how state that requests must not wait for is kept in step. Nothing is
-opened, and no thread started, before `open`.
+There are two lanes, each with connections and slots of its own, so that neither queues behind the other: `command`
+(the cache), which is soon given up, and `run` (scripts: rate checks), which has time, since an exact limit is worth the
+wait. The thread's beat, every `BEAT_SECONDS`, has a third connection, and more patience than both: a Redis that answers
+late is alive. The beat is also how state that requests must not wait for is synchronized. Nothing is opened, and no
+thread started, before `open`.
 """
 
 from __future__ import annotations
@@ -21,24 +24,30 @@ from math import inf
 from typing import Any, Protocol
 
 TIMEOUT_SECONDS = 0.02
-"""Longest wait for one answer, and for a connection."""
-TURNS = 8
-"""Questions that one process asks at once. The others wait here: in Redis a burst would wait for itself, and look as if
+"""Longest wait for the answer to a command, and for its connection."""
+SCRIPT_TIMEOUT_SECONDS = 0.1
+"""The same for a script."""
+BEAT_TIMEOUT_SECONDS = 0.5
+"""The same for the beat, which no request waits for."""
+MAX_CONCURRENT = 8
+"""Commands that one process sends at once. The others wait here: in Redis a burst would wait for itself, and look as if
 Redis were slow."""
+MAX_CONCURRENT_SCRIPTS = 16
+"""The same for scripts, which may take longer."""
 BEAT_SECONDS = 0.5
-"""How far what is kept in step by the beat may lag behind, while Redis answers."""
+"""Longest lag of state that is synchronized by the beat, while Redis answers."""
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 """Between tries while Redis is away."""
-OPEN_SECONDS = 0.2
-"""How long the start waits for Redis; a name server may take longer than any time-out of ours."""
+OPEN_SECONDS = 1.0
+"""Longest wait of the start for Redis, which a busy machine needs; a Redis that is not there is told at once."""
 LONGEST_EXPIRY_MS = 10 * 365 * 86_400 * 1000  # beyond it, Redis refuses the number
 WARN_SECONDS = 60.0
 """A link that goes up and down is warned of once in so long."""
 SCHEMA = 1
-"""Part of every key: versions that keep other things under a key do not meet."""
+"""Part of every key: versions that store other things under a key do not meet."""
 
-Word = str | bytes | int
+Arg = str | bytes | int
 
 
 class RedisUnavailable(Exception):
@@ -55,27 +64,27 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class RedisHealth:
-    """How the link stands."""
+    """The state of the link."""
 
     up: bool
     failures: int
-    """Questions and beats that Redis did not answer, since the process started."""
+    """Commands and beats that Redis did not answer, since the process started."""
     refused: int
-    """Questions that were not asked because the link was down."""
+    """Commands that were not sent because the link was down."""
 
 
-class Line(Protocol):
-    """What can be asked."""
+class RedisCommands(Protocol):
+    """Sends commands and scripts to Redis."""
 
-    def ask(self, *command: Word) -> Any:
-        """Redis' answer to one command."""
+    def command(self, *args: Arg) -> Any:
+        """Return Redis' answer to one command."""
 
-    def run(self, script: Script, keys: Sequence[Word], arguments: Sequence[Word]) -> Any:
-        """What `script` returns."""
+    def run(self, script: Script, keys: Sequence[Arg], arguments: Sequence[Arg]) -> Any:
+        """Return what `script` returns."""
 
 
 class Connections:
-    """As many connections as are used at once, and no more; whatever goes wrong is one of `errors`."""
+    """As many connections as are used at once, and no more; every failure is one of `errors`."""
 
     def __init__(self, url: str, timeout: float) -> None:
         from redis import ConnectionPool, RedisError  # loaded only where REDIS_URL is set
@@ -87,8 +96,8 @@ class Connections:
 
         self.errors: tuple[type[Exception], ...] = (RedisError, OSError)
         self._lost, self._timed_out, self._no_script = Lost, TimedOut, NoScriptError
-        # The pool reads the URL and makes connections. It does not lend them: with its locks and checks a question
-        # takes twice the time.
+        # The pool reads the URL and makes connections. It does not lend them: a lane's slots bound how many are in use,
+        # so the pool's own locks and checks would only be a second set of books.
         self._maker = ConnectionPool.from_url(
             url,
             socket_timeout=timeout,
@@ -99,33 +108,33 @@ class Connections:
         )
         self._idle: deque[Any] = deque()  # of redis.Connection; the one used last is used next
 
-    def ask(self, *command: Word) -> Any:
-        """Redis' answer. A connection that Redis closed while it was idle is replaced, once."""
+    def command(self, *args: Arg) -> Any:
+        """Return Redis' answer. A connection that Redis closed while it was idle is replaced, once."""
         try:
             connection = self._idle.pop()
         except IndexError:
-            return self._exchange(self._maker.make_connection(), command)
+            return self._exchange(self._maker.make_connection(), args)
         try:
-            return self._exchange(connection, command)
+            return self._exchange(connection, args)
         except self._timed_out:
             raise
         except self._lost:
-            return self._exchange(self._maker.make_connection(), command)
+            return self._exchange(self._maker.make_connection(), args)
 
-    def run(self, script: Script, keys: Sequence[Word], arguments: Sequence[Word]) -> Any:
-        """What `script` returns; its text travels only when Redis does not know it yet."""
+    def run(self, script: Script, keys: Sequence[Arg], arguments: Sequence[Arg]) -> Any:
+        """Return what `script` returns; its text travels only when Redis does not know it yet."""
         try:
-            return self.ask("EVALSHA", script.digest, len(keys), *keys, *arguments)
+            return self.command("EVALSHA", script.digest, len(keys), *keys, *arguments)
         except self._no_script:
-            return self.ask("EVAL", script.text, len(keys), *keys, *arguments)
+            return self.command("EVAL", script.text, len(keys), *keys, *arguments)
 
     def disconnect(self) -> None:
-        """Close what is idle; what is in use is closed by its next failure, or kept."""
+        """Close the idle connections; one in use is closed by its next failure, or stays."""
         while self._idle:
             self._idle.pop().disconnect()
 
-    def _exchange(self, connection: Any, command: tuple[Word, ...]) -> Any:
-        connection.send_command(*command)  # which connects first, where needed
+    def _exchange(self, connection: Any, args: tuple[Arg, ...]) -> Any:
+        connection.send_command(*args)  # which connects first, where needed
         try:
             answer = connection.read_response()
         except self._lost:
@@ -139,10 +148,19 @@ class Connections:
         return answer
 
 
+class _Lane:
+    """Connections for one kind of traffic, and the slots for what is sent at once."""
+
+    def __init__(self, url: str, timeout: float, max_concurrent: int) -> None:
+        self.connections = Connections(url, timeout)
+        self.slots = threading.Semaphore(max_concurrent)
+
+
 class RedisLink:
     """Redis at `url`, for all threads of this process. Thread-safe.
 
-    `warn` is told, in a sentence, when the link goes down (at most once a minute) and that it is up again.
+    `warn` is told, in a sentence, when the link goes down (at most once a minute) and that it is up again. `timeout` is
+    that of commands, `script_timeout` that of scripts, both in seconds.
     Raises ImportError where the redis package is missing, ValueError for a URL that is none.
     """
 
@@ -153,38 +171,40 @@ class RedisLink:
         warn: Callable[[str], None],
         namespace: str = "mtllm",
         timeout: float = TIMEOUT_SECONDS,
+        script_timeout: float = SCRIPT_TIMEOUT_SECONDS,
         beat_seconds: float = BEAT_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.prefix = f"{namespace}:{SCHEMA}:"
-        self._connections = Connections(url, timeout)
+        self._commands = _Lane(url, timeout, MAX_CONCURRENT)
+        self._scripts = _Lane(url, max(timeout, script_timeout), MAX_CONCURRENT_SCRIPTS)
+        self._beat_connections = Connections(url, max(timeout, BEAT_TIMEOUT_SECONDS))
         self._warn = warn
         self._beat_seconds = beat_seconds
         self._monotonic = monotonic
-        self._parts: list[Callable[[Line], None]] = []
-        self._lock = threading.Lock()  # guards what stands below; never held across I/O
+        self._parts: list[Callable[[RedisCommands], None]] = []
+        self._lock = threading.Lock()  # guards the fields below; never held across I/O
         self._up = False
         self._failures = self._refused = self._failed_beats = 0
         self._quiet_until = -inf
         self._told_down = False
-        self._turns = threading.Semaphore(TURNS)
-        self._begun = threading.Event()
+        self._first_beat = threading.Event()
         self._wake = threading.Event()
         self._closing = False
         self._thread: threading.Thread | None = None
 
-    def on_beat(self, part: Callable[[Line], None]) -> None:
-        """Call `part` at every beat, and before the link goes up; what it raises of Redis' errors takes it down."""
+    def on_beat(self, part: Callable[[RedisCommands], None]) -> None:
+        """Call `part` at every beat, and before the link goes up; a Redis error that it raises takes the link down."""
         self._parts.append(part)
 
     def open(self) -> None:
         """Start the thread that beats, and wait for its first beat, at most `OPEN_SECONDS`."""
         self._thread = threading.Thread(target=self._run, name="redis", daemon=True)
         self._thread.start()
-        self._begun.wait(OPEN_SECONDS)
+        self._first_beat.wait(OPEN_SECONDS)
 
     def close(self) -> None:
-        """The last beat, then nothing is asked any more."""
+        """Beat once more, then send nothing any more."""
         self._closing = True
         self._wake.set()
         if self._thread is not None:
@@ -192,34 +212,34 @@ class RedisLink:
             if self._up:
                 self._beat()
         self._up = False
-        self._connections.disconnect()
+        self._disconnect()
 
     def health(self) -> RedisHealth:
-        """How the link stands now."""
+        """Return the state of the link now."""
         with self._lock:
             return RedisHealth(self._up, self._failures, self._refused)
 
-    def ask(self, *command: Word) -> Any:
-        """Redis' answer to one command. Raises RedisUnavailable: at once while the link is down."""
-        return self._guarded(lambda: self._connections.ask(*command))
+    def command(self, *args: Arg) -> Any:
+        """Return Redis' answer to one command. Raises RedisUnavailable: at once while the link is down."""
+        return self._send(self._commands, lambda connections: connections.command(*args))
 
-    def run(self, script: Script, keys: Sequence[Word], arguments: Sequence[Word]) -> Any:
-        """What `script` returns. Raises RedisUnavailable: at once while the link is down."""
-        return self._guarded(lambda: self._connections.run(script, keys, arguments))
+    def run(self, script: Script, keys: Sequence[Arg], arguments: Sequence[Arg]) -> Any:
+        """Return what `script` returns. Raises RedisUnavailable: at once while the link is down."""
+        return self._send(self._scripts, lambda connections: connections.run(script, keys, arguments))
 
-    def _guarded(self, question: Callable[[], Any]) -> Any:
+    def _send(self, lane: _Lane, exchange: Callable[[Connections], Any]) -> Any:
         if self._up:
-            with self._turns:
+            with lane.slots:
                 if self._up:  # still, after the wait
-                    return self._answered(question)
+                    return self._exchange_or_refuse(lane.connections, exchange)
         with self._lock:
             self._refused += 1
         raise RedisUnavailable
 
-    def _answered(self, question: Callable[[], Any]) -> Any:
+    def _exchange_or_refuse(self, connections: Connections, exchange: Callable[[Connections], Any]) -> Any:
         try:
-            return question()
-        except self._connections.errors as error:
+            return exchange(connections)
+        except connections.errors as error:
             with self._lock:
                 self._failures += 1
             self._wake.set()
@@ -227,7 +247,7 @@ class RedisLink:
 
     def _run(self) -> None:
         self._beat()
-        self._begun.set()
+        self._first_beat.set()
         while not self._closing:
             self._wake.wait(self._pause())
             self._wake.clear()
@@ -241,9 +261,9 @@ class RedisLink:
 
     def _beat(self) -> None:
         try:
-            self._connections.ask("PING")
+            self._beat_connections.command("PING")
             for part in self._parts:
-                part(self._connections)
+                part(self._beat_connections)
         except Exception as error:  # Redis' own, or a part that choked on what it sent: the beat must go on
             self._failed_beats += 1
             self._fall(error)
@@ -259,7 +279,7 @@ class RedisLink:
             tell = not self._told_down and now >= self._quiet_until
             if tell:
                 self._quiet_until, self._told_down = now + WARN_SECONDS, True
-        self._connections.disconnect()
+        self._disconnect()
         if tell:
             self._warn(f"Redis cannot be used; this process keeps its own cache, limits and total meanwhile: {error}")
 
@@ -269,4 +289,8 @@ class RedisLink:
             tell, self._told_down = self._told_down, False
             refused = self._refused
         if tell:
-            self._warn(f"Redis is used again; {refused} questions were not asked since the process started.")
+            self._warn(f"Redis is used again; {refused} commands were not sent since the process started.")
+
+    def _disconnect(self) -> None:
+        for connections in (self._commands.connections, self._scripts.connections, self._beat_connections):
+            connections.disconnect()

@@ -28,7 +28,14 @@ _EMPTY_HAS_A_MEANING = frozenset({"rate_limits", "cors_origins"})
 
 
 class SettingsError(Exception):
-    """The settings cannot be used. The text lists every problem, one a line, by the setting's name, without values."""
+    """The settings cannot be used.
+
+    The text lists every problem, one a line, each once, by the setting's name and without its value.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = tuple(dict.fromkeys(problems))
+        super().__init__("\n  ".join(("The settings cannot be used:", *self.problems)))
 
 
 def _listed(value: object) -> object:
@@ -78,8 +85,8 @@ def _header_safe(secret: str) -> str:
 
 
 def _http_url(url: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#]+", url.rstrip("/")):
-        raise ValueError("must be http:// or https:// with a host, an optional port and no path")
+    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", url):
+        raise ValueError("must be http:// or https:// with a host, an optional port and an optional path")
     return url.rstrip("/")
 
 
@@ -117,7 +124,10 @@ class Settings(BaseModel):
         "gemini-2.5-flash-lite", description="Model that answers"
     )
     gemini_api_endpoint: Annotated[str, AfterValidator(_http_url)] | None = Field(
-        None, description="Another host that speaks Gemini's protocol; empty = Google's"
+        None, description="Another server that speaks Gemini's protocol, a path allowed; empty = Google's"
+    )
+    gemini_client: Literal["sdk", "rest"] = Field(
+        "sdk", description="How Gemini is asked: through google-generativeai, or over plain JSON (less memory and time)"
     )
     gemini_timeout_seconds: Seconds = Field(
         30, description="Deadline of a whole request with retries; for streams of the first byte and each gap (s)"
@@ -126,7 +136,10 @@ class Settings(BaseModel):
         4, description="Calls to Gemini that one request may make"
     )
     gemini_max_concurrency: Count | None = Field(
-        None, description="Calls to Gemini in flight; empty = threads - 1, at least 1"
+        None, description="Calls to Gemini at once; empty = half of the server's threads"
+    )
+    gemini_queue_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = Field(
+        5, description="How long a request waits for one of them; 0 = refused at once (s)"
     )
     stream_max_seconds: Seconds = Field(300, description="Longest life of a stream (s)")
     drain_seconds: Seconds = Field(30, description="Longest wait for requests in flight after SIGTERM (s)")
@@ -145,7 +158,9 @@ class Settings(BaseModel):
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(
         5000, description="Port that python app.py listens on; 0 = a free one"
     )
-    threads: Annotated[int, Field(ge=1, le=1024)] = Field(32, description="Threads of python app.py")
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(
+        128, description="Threads that may wait for Gemini, under waitress however it is started"
+    )
     # Response cache
     response_cache_size: Count = Field(500, description="Answers kept")
     response_cache_ttl_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
@@ -279,7 +294,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | 
     except ValidationError as error:
         problems += map(_problem, error.errors(include_url=False, include_context=False, include_input=False))
     if problems:
-        raise SettingsError("\n  ".join(("The settings cannot be used:", *dict.fromkeys(problems))))
+        raise SettingsError(*problems)
     return settings
 
 

@@ -25,7 +25,6 @@ from mtllm.domain.errors import (
     InvalidRequest,
     UpstreamInvalidAnswer,
 )
-from mtllm.domain.money import TokenUsage
 
 MAX_CATEGORIES = 100
 MAX_CATEGORY_CHARS = 200
@@ -39,24 +38,27 @@ def _no_nul(text: str) -> str:
     return text
 
 
-def _not_blank(text: str) -> str:
+def require_words(text: str) -> str:
+    """Return `text`, or raise ValueError when it is only white space or holds NUL."""
     if text.isspace():
         raise ValueError("must contain more than white space")
     return _no_nul(text)
 
 
-def _distinct(labels: list[str]) -> list[str]:
+def require_distinct(labels: list[str]) -> list[str]:
+    """Return `labels`, or raise ValueError when one of them comes twice."""
     if len(set(labels)) != len(labels):
         raise ValueError("must be distinct")
     return labels
 
 
-Words = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
-Label = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CATEGORY_CHARS), AfterValidator(_not_blank)]
+Words = Annotated[str, Field(min_length=1, examples=["A text of any length."]), AfterValidator(require_words)]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CATEGORY_CHARS), AfterValidator(require_words)]
+Labels = Annotated[list[Label], Field(min_length=2, max_length=MAX_CATEGORIES), AfterValidator(require_distinct)]
 
 
 class TaskRequest(BaseModel):
-    """What every request model shares: JSON types as they are (no coercion), unknown fields refused."""
+    """The base of every request model: JSON types as they are (no coercion), unknown fields refused."""
 
     # Only names are worth pydantic's string cache, which would otherwise hold on to the last 16,384 short prompts.
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, cache_strings="keys")
@@ -90,8 +92,8 @@ class ClassifyTextRequest(TaskRequest):
     """Body of POST /api/v1/classify/text."""
 
     text: Words = Field(description="What is to be classified.", examples=["I love this product!"])
-    categories: Annotated[list[Label], Field(min_length=2, max_length=MAX_CATEGORIES), AfterValidator(_distinct)] = (
-        Field(description="The labels to choose from, exactly distinct.", examples=[["positive", "negative"]])
+    categories: Labels = Field(
+        description="The labels to choose from, exactly distinct.", examples=[["positive", "negative"]]
     )
 
 
@@ -121,8 +123,8 @@ def _as_is(_instruction: Instruction, answer: Answer) -> str:
 _FENCE = re.compile(r"\A\s*(?P<ticks>`{3,})[^\n`]*\n")
 
 
-def unfenced(text: str, *, truncated: bool = False) -> str:
-    """The code inside one fenced block that wraps all of `text`; anything else comes back as it is.
+def strip_fence(text: str, *, truncated: bool = False) -> str:
+    """Return the code inside one fenced block that wraps all of `text`; anything else comes back as it is.
 
     With `truncated`, a block whose closing fence was cut off counts as wrapping too.
     """
@@ -138,7 +140,7 @@ def unfenced(text: str, *, truncated: bool = False) -> str:
 
 
 def _code_only(_instruction: Instruction, answer: Answer) -> str:
-    return unfenced(answer.text, truncated=answer.finish_reason is FinishReason.MAX_TOKENS)
+    return strip_fence(answer.text, truncated=answer.finish_reason is FinishReason.MAX_TOKENS)
 
 
 def _one_of_the_labels(instruction: Instruction, answer: Answer) -> str:
@@ -160,6 +162,8 @@ class Task:
     path: str
     summary: str
     request_model: type[TaskRequest]
+    prompt_field: str
+    """The field of the request that holds the prompt; MAX_PROMPT_CHARS bounds it."""
     answer_field: str
     """The key of the answer in the response body."""
     instruct: Callable[[Any], Instruction]
@@ -172,7 +176,7 @@ class Task:
 
     @property
     def streams(self) -> bool:
-        """Can the answer be sent as a stream of deltas."""
+        """Return whether the answer can be sent as a stream of deltas."""
         return "stream" in self.request_model.model_fields
 
 
@@ -182,6 +186,7 @@ TASKS: tuple[Task, ...] = (
         path="/api/v1/generate/text",
         summary="Generate text from a prompt",
         request_model=GenerateTextRequest,
+        prompt_field="prompt",
         answer_field="generated_text",
         instruct=_text_instruction,
         read=_as_is,
@@ -191,6 +196,7 @@ TASKS: tuple[Task, ...] = (
         path="/api/v1/generate/code",
         summary="Generate code from a description",
         request_model=GenerateCodeRequest,
+        prompt_field="prompt",
         answer_field="generated_code",
         instruct=_code_instruction,
         read=_code_only,
@@ -200,6 +206,7 @@ TASKS: tuple[Task, ...] = (
         path="/api/v1/classify/text",
         summary="Classify a text into one of the given categories",
         request_model=ClassifyTextRequest,
+        prompt_field="text",
         answer_field="classification",
         instruct=_classify_instruction,
         read=_one_of_the_labels,
@@ -221,19 +228,25 @@ class Job:
 
     @property
     def input_bound(self) -> int:
-        """An upper bound of the input tokens: no tokenizer makes more tokens than there are UTF-8 bytes.
+        """Return an upper bound of the input tokens: no tokenizer makes more tokens than there are UTF-8 bytes.
 
         The body counts whole; our own instruction and the answer schema, which the body does not hold, come on top.
         """
         instruction = self.instruction
         return self.body_bytes + len("".join((instruction.system or "", *instruction.labels)).encode())
 
-    def key(self, model: str, scope: str = "") -> bytes:
-        """A digest over everything that changes the answer; `scope` keeps the answers of callers apart."""
+    def key(self, model: str, scope: str = "", endpoint: str = "") -> bytes:
+        """Return a digest over everything that changes the answer; `scope` keeps the answers of callers apart.
+
+        `endpoint` is the server that answers, empty for Google's.
+        """
         asked = self.instruction
+        # -0.0 is 0.0, and an integer a float: equal numbers are one key
+        temperature = None if asked.temperature is None else asked.temperature + 0.0
         canonical = "\0".join(  # no part holds a NUL, and all but the labels, which come last, are always there
             (
-                f"{self.task.name} {self.task.template_version} {asked.temperature!r} {asked.max_output_tokens}",
+                f"{self.task.name} {self.task.template_version} {temperature!r} {asked.max_output_tokens}",
+                endpoint,
                 model,
                 scope,
                 asked.system or "",
@@ -245,22 +258,21 @@ class Job:
 
 
 def parse(task: Task, body: bytes, *, max_chars: int) -> Job:
-    """The job that `body` (JSON) asks for.
+    """Return the job that `body` (JSON) asks for.
 
     Raises InvalidJson when it is not JSON, InvalidRequest naming each bad field when it is not what `task` takes.
     """
     try:
         request = task.request_model.model_validate_json(body)
     except ValidationError as error:
-        raise _readable(error) from None
+        raise _explain(error) from None
     instruction = task.instruct(request)
     if len(instruction.prompt) > max_chars:
-        field = next(iter(task.request_model.model_fields))
-        raise InvalidRequest(details=(FieldError(field, f"must have at most {max_chars} characters"),))
+        raise InvalidRequest(details=(FieldError(task.prompt_field, f"must have at most {max_chars} characters"),))
     return Job(task, instruction, getattr(request, "stream", False), len(body))
 
 
-def _readable(error: ValidationError) -> ApiError:
+def _explain(error: ValidationError) -> ApiError:
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     if problems[0]["type"] == "json_invalid":
         where = problems[0]["msg"].removeprefix("Invalid JSON: ")  # what was expected, line and column; quotes nothing
@@ -279,21 +291,3 @@ _IN_WORDS = {
     "string_pattern_mismatch": "must be 1 to 40 letters, digits, blanks or + # . _ -",  # language, the only pattern
 }
 """What pydantic says in the words of whoever wrote the model."""
-
-
-def rendered(
-    task: Task, text: str, answer: Answer, usage: TokenUsage, *, estimated: bool = False, unpriced: bool = False
-) -> bytes:
-    """The response body of a 200, ready to send. `estimated`: the tokens are tiktoken's; `unpriced`: no price known."""
-    body: dict[str, Any] = {
-        task.answer_field: text,
-        "model": answer.model,
-        "finish_reason": answer.finish_reason.value,
-        "usage": {
-            "input_tokens": usage.input,
-            "output_tokens": usage.output,
-            "source": "tiktoken" if estimated else "gemini",
-        },
-    }
-    body |= {mark: True for mark, holds in (("estimated", estimated), ("unpriced", unpriced)) if holds}
-    return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") + b"\n"

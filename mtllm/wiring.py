@@ -1,19 +1,21 @@
-"""Everything behind the edge, put together: what the settings say becomes parts, and the parts become a service.
+"""The composition root: the settings become parts, and the parts become a service.
 
-Nothing is opened before `open`, which the first request calls: threads, files and the database belong to the process
-that serves, not to the one that imported (or forked).
+`build` is one list. Each entry makes a part and says how it starts, how it ends and what readiness asks of it; a new
+part is one more entry. Nothing starts before `Service.open`, which the first request calls: threads, files and the
+database belong to the process that serves, not to the one that imported (or forked).
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from lru_cache import RateLimitCache, ResponseCache
 from mtllm import process
 from mtllm.billing.maintenance import LedgerMaintenance
 from mtllm.billing.prices import PriceTable, SpendMeter
@@ -21,12 +23,18 @@ from mtllm.billing.recorder import CostRecorder
 from mtllm.billing.redis_spend import SharedSpend
 from mtllm.billing.tokens import DriftMeter, TokenCounter
 from mtllm.caching.journal import ResponseJournal
+from mtllm.caching.journal_file import JournalFile
 from mtllm.caching.redis_tier import TieredCache
-from mtllm.completions.service import Completions
+from mtllm.caching.responses import AnswerStore
+from mtllm.completions.attempts import Attempts
+from mtllm.completions.cache_policy import CachePolicy
+from mtllm.completions.service import Completions, Waiting
 from mtllm.domain.money import NANO
 from mtllm.gemini.client import Gemini
 from mtllm.ledger.ledger import SERVICE_SCOPE, Budget, Ledger, key_scope, open_ledger
 from mtllm.logs.writer import RequestLogger
+from mtllm.parts import CheckResult, Parts, judge
+from mtllm.ratelimit.clients import ClientTable
 from mtllm.ratelimit.limiter import RateLimiter
 from mtllm.ratelimit.redis_limiter import SharedRateLimiter
 from mtllm.redis_link import RedisLink
@@ -40,254 +48,427 @@ from mtllm.settings import Settings, SettingsError
 DEFAULT_THREADS = 4
 """Threads that a server is taken to have which does not tell: as many as waitress has by default."""
 
+LEAST_FREE_BYTES = 32 * 1024 * 1024
+"""Less than this on the ledger's or the logs' disk, and they may soon fail to be written."""
 
+Clock = Callable[[], float]
+"""Returns seconds: since the epoch (`clock`), or since any moment (`monotonic`)."""
+
+AnyCache = AnswerStore | TieredCache
+"""The response cache of this process, or the one that it shares with others."""
+
+AnyLimiter = RateLimiter | SharedRateLimiter
+"""The limiter of this process, or the one that it shares with others."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Service:
-    """The parts of one service. Those that need the server's thread count exist once it is `open`."""
+    """The parts that an application is put together from, and the list that starts and ends them."""
 
-    completions: Completions
+    parts: Parts
+    notices: Notices
+    logger: RequestLogger
+    keys: KeyRing
+    clients: ClientResolver
+    bursts: BurstDetector
+    limiter_table: ClientTable
+    limiter: AnyLimiter
+    cache: AnyCache
+    ledger: Ledger
+    spend: SpendMeter
+    redis: RedisLink | None
+    drift: DriftMeter
+    recorder: CostRecorder
+    maintenance: LedgerMaintenance
+    budgets: DailyBudgets
+    breaker: CircuitBreaker
     admission: Admission
-
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.settings = settings
-        self.clock = clock
-        self.monotonic = monotonic
-        self.threads: int | None = None
-        self._early: list[tuple[str, str]] = []
-        self.bursts = BurstDetector(monotonic=monotonic)
-        self.logger = RequestLogger(
-            settings.log_dir,
-            max_bytes=settings.log_max_bytes,
-            backup_count=settings.log_backup_count,
-            retention_days=settings.log_retention_days,
-            prompts=settings.log_prompts,
-            slow_request_seconds=settings.slow_request_seconds,
-            secrets=settings.secrets,
-        )
-        self.keys = KeyRing(
-            dict(settings.api_keys),
-            settings.api_keys_file,
-            settings.admin_api_key,
-            on_problem=self._reporter("api_keys_file"),
-        )
-        self.clients = ClientResolver(settings.trusted_proxies, self._reporter("trusted_proxies"))
-        self.rate_limit_cache = RateLimitCache(settings.rate_limit_cache_size, monotonic=monotonic)
-        own_limiter = RateLimiter(self.rate_limit_cache, monotonic=monotonic)
-        self.limiter: RateLimiter | SharedRateLimiter = own_limiter
-        self.journal = ResponseJournal(
-            settings.cache_dir,
-            max_bytes=2 * settings.response_cache_max_bytes,
-            stale_seconds=settings.response_cache_stale_seconds,
-            clock=clock,
-            warn=self._reporter("response_cache"),
-        )
-        self.own_cache = ResponseCache(
-            settings.response_cache_size,
-            settings.response_cache_ttl_seconds,
-            max_bytes=settings.response_cache_max_bytes,
-            stale_seconds=settings.response_cache_stale_seconds,
-            journal=self.journal,
-            clock=clock,
-            monotonic=monotonic,
-        )
-        self.cache: ResponseCache | TieredCache = self.own_cache
-        self.ledger = _ledger(settings, clock, monotonic)
-        self.spend = SpendMeter()
-        self.redis = _redis(settings, self._reporter("redis"))
-        if self.redis is not None:
-            self.limiter = SharedRateLimiter(
-                self.redis, own_limiter, max_size=settings.rate_limit_cache_size, monotonic=monotonic
-            )
-            self.cache = TieredCache(
-                self.redis,
-                self.own_cache,
-                ttl=settings.response_cache_ttl_seconds,
-                stale_seconds=settings.response_cache_stale_seconds,
-                clock=clock,
-            )
-            self.redis.on_beat(self.cache.sync)
-            self.redis.on_beat(SharedSpend(self.redis, self.spend).sync)
-        self.counter = TokenCounter()
-        self.drift = DriftMeter(self.counter.count_tokens)
-        self.prices = _prices(settings)
-        self.recorder = CostRecorder(
-            self.ledger,
-            self.prices,
-            self.counter,
-            self.spend,
-            self.drift,
-            clock=clock,
-            monotonic=monotonic,
-            warn=self._reporter("billed_past_bound"),
-        )
-        self.maintenance = LedgerMaintenance(
-            self.ledger,
-            self.recorder,
-            retention_days=settings.usage_retention_days,
-            report=self._reporter("ledger_upkeep"),
-            clock=clock,
-        )
-        if self.recorder.price_of(settings.gemini_model, clock()) is None:
-            self._report(
-                "unpriced_model",
-                f"No price is known for the model {settings.gemini_model}: calls are recorded as unpriced, at $0,"
-                " and refused where there is a budget. Add it to PRICES_FILE, or set both price settings.",
-            )
-        self.breaker = CircuitBreaker(monotonic=monotonic)
-        self.model = _model(settings)
-        self._closing = threading.Event()
-        self._service_budgets = _service_budgets(settings)
-        self._opening = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
-
-    def _reporter(self, event: str) -> Callable[[str], None]:
-        return lambda message: self._report(event, message)
-
-    def _report(self, event: str, message: str) -> None:
-        """Log it; before `open`, keep it until then, since the log has a thread and files."""
-        if self.is_open:
-            self.logger.operational(event, message)
-        else:
-            self._early.append((event, message))
-
-    def warnings(self) -> list[str]:
-        """What whoever starts the service should know, a sentence each; also what went wrong while it was built."""
-        told = [message for _, message in self._early]
-        if self.keys.open:
-            told.append(
-                "No API keys are set, so whoever reaches this service may use it. Set API_KEYS or API_KEYS_FILE."
-            )
-        return told
-
-    def places(self, threads: int) -> int:
-        """How many requests may wait for Gemini on a server with so many threads.
-
-        By default one thread is left for the rest, where there are two.
-        """
-        return self.settings.gemini_max_concurrency or max(1, threads - 1)
-
-    @property
-    def is_open(self) -> bool:
-        """The parts that run (pool, cache from disk) are there."""
-        return self.threads is not None
+    completions: Completions
 
     def open(self, threads: int) -> None:
-        """Start for a server with so many threads; does nothing when already open."""
-        with self._opening:
-            if self.is_open:
-                return
-            places = self.places(threads)
-            self._pool = ThreadPoolExecutor(places, thread_name_prefix="gemini")
-            self.admission = Admission(places)
-            self.completions = self._completions(self._pool)
-            self.own_cache.restore(self.journal.load())
-            if self.redis is not None:
-                self.redis.open()
-            self.maintenance.start()
-            threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
-            atexit.register(self.close)  # a server that handles SIGTERM itself (gunicorn) ends its workers so
-            self.threads = threads
-            while self._early:
-                self._report(*self._early.pop(0))
-
-    def _completions(self, pool: ThreadPoolExecutor) -> Completions:
-        return Completions(
-            self.settings.gemini_model,
-            self.model,
-            self.cache,
-            self.recorder,
-            admission=self.admission,
-            breaker=self.breaker,
-            retrier=Retrier(
-                max_attempts=self.settings.gemini_max_attempts,
-                budget=RetryBudget(monotonic=self.monotonic),
-                monotonic=self.monotonic,
-                wait=self._closing.wait,
-            ),
-            pool=pool,
-            key_scoped=self.settings.cache_scope == "key",
-            clock=self.clock,
-            monotonic=self.monotonic,
-        )
-
-    def _warm_up(self) -> None:
-        """Load what is heavy before the first miss needs it. What fails here fails again, and is told, at its use."""
-        with contextlib.suppress(Exception):
-            self.ledger.prepare()
-        if self.model is not None:
-            with contextlib.suppress(Exception):
-                self.model.warm_up()
-        process.freeze()
-
-    def budgets(self, key: ApiKey | None) -> tuple[Budget, ...]:
-        """What a request of `key` must stay within."""
-        if key is None or key.daily_budget is None:
-            return self._service_budgets
-        return (*self._service_budgets, Budget(key_scope(key.name), key.daily_budget))
+        """Start every part for a server with so many threads; do nothing when already open."""
+        self.parts.open(threads)
 
     def close(self) -> None:
         """End what still runs, and flush and close what outlives the process: answers, money, logs."""
-        atexit.unregister(self.close)
-        self._closing.set()
+        self.parts.close()
+
+    def warnings(self) -> list[str]:
+        """Return what whoever starts the service should know, a sentence each."""
+        warnings = [message for _, message in self.notices.early]
+        if self.keys.open:
+            warnings.append(
+                "No API keys are set, so whoever reaches this service may use it. Set API_KEYS or API_KEYS_FILE."
+            )
+        return warnings
+
+
+def build(
+    settings: Settings,
+    *,
+    clock: Clock = time.time,
+    monotonic: Clock = time.monotonic,
+    waiting: Waiting = contextlib.nullcontext,
+) -> Service:
+    """Return the service that `settings` describe. Starts nothing. Raises SettingsError.
+
+    `waiting` surrounds each wait for Gemini in a server's thread.
+    """
+    parts = Parts()
+    add = parts.add
+    logger = add(_make_logger(settings), close=RequestLogger.close, checks={"logs": _check_logs})
+    notices = add(Notices(logger), start=Notices.open)
+    keys = _make_keys(settings, notices)
+    ledger = add(_open_ledger(settings, clock, monotonic), close=Ledger.close, checks={"ledger": _check_ledger})
+    add((settings.data_dir, settings.log_dir), checks={"disk": _check_disk})
+    limiter_table = ClientTable(settings.rate_limit_cache_size, monotonic=monotonic)
+    journal = add(_make_journal(settings, notices, clock), close=ResponseJournal.close)
+    own_cache = add(
+        _make_cache(settings, journal, clock, monotonic), start=lambda cache, _threads: cache.restore(journal.load())
+    )
+    own_limiter = RateLimiter(limiter_table, monotonic=monotonic)
+    limiter: AnyLimiter = own_limiter
+    cache: AnyCache = own_cache
+    spend = SpendMeter()
+    redis = _make_redis(settings, notices)
+    if redis is not None:
+        limiter = SharedRateLimiter(redis, own_limiter, max_size=settings.rate_limit_cache_size, monotonic=monotonic)
+        cache = _share_cache(settings, redis, own_cache, clock)
+        redis.on_beat(cache.sync)
+        redis.on_beat(SharedSpend(redis, spend).sync)
+        add(redis, start=lambda link, _threads: link.open(), close=RedisLink.close, checks={"redis": _check_redis})
+    counter = TokenCounter()
+    drift = add(DriftMeter(counter.count_tokens), close=DriftMeter.close)
+    recorder = CostRecorder(
+        ledger,
+        _load_prices(settings),
+        counter,
+        spend,
+        drift,
+        clock=clock,
+        monotonic=monotonic,
+        warn=notices.reporter("billed_past_bound"),
+    )
+    _note_missing_price(settings, recorder, notices, clock)
+    maintenance = add(
+        LedgerMaintenance(
+            ledger,
+            recorder,
+            retention_days=settings.usage_retention_days,
+            report=notices.reporter("ledger_upkeep"),
+            clock=clock,
+        ),
+        start=lambda maintenance, _threads: maintenance.start(),
+        close=LedgerMaintenance.close,
+    )
+    admission = add(
+        Admission(queue_seconds=settings.gemini_queue_seconds, monotonic=monotonic),
+        start=lambda admission, threads: admission.resize(slots(settings, threads), threads),
+    )
+    workers = add(  # calls that were cut are settled while there is a ledger
+        Workers(), start=lambda workers, threads: workers.open(slots(settings, threads)), close=Workers.shutdown
+    )
+    model = add(_make_model(settings), close=_close_model, checks={"backend": _check_model})
+    breaker = add(CircuitBreaker(monotonic=monotonic), checks={"breaker": _check_breaker})
+    stopping = threading.Event()
+    attempts = Attempts(
+        recorder,
+        admission=admission,
+        breaker=breaker,
+        retrier=Retrier(
+            max_attempts=settings.gemini_max_attempts,
+            budget=RetryBudget(monotonic=monotonic),
+            monotonic=monotonic,
+            wait=stopping.wait,
+        ),
+        clock=clock,
+        monotonic=monotonic,
+    )
+    completions = Completions(
+        settings.gemini_model,
+        model,
+        CachePolicy(cache, recorder),
+        attempts,
+        admission=admission,
+        pool=workers,
+        waiting=waiting,
+        key_scoped=settings.cache_scope == "key",
+        endpoint=_answering_endpoint(settings),
+        monotonic=monotonic,
+    )
+    add(WarmUp(ledger, model), start=WarmUp.start)
+
+    def stop_calls(completions: Completions) -> None:
+        stopping.set()
+        completions.close()
+        workers.shutdown(wait=False)
+
+    add(completions, close=stop_calls)
+    return Service(
+        parts=parts,
+        notices=notices,
+        logger=logger,
+        keys=keys,
+        clients=ClientResolver(settings.trusted_proxies, notices.reporter("trusted_proxies")),
+        bursts=BurstDetector(monotonic=monotonic),
+        limiter_table=limiter_table,
+        limiter=limiter,
+        cache=cache,
+        ledger=ledger,
+        spend=spend,
+        redis=redis,
+        drift=drift,
+        recorder=recorder,
+        maintenance=maintenance,
+        budgets=DailyBudgets(settings),
+        breaker=breaker,
+        admission=admission,
+        completions=completions,
+    )
+
+
+def slots(settings: Settings, threads: int) -> int:
+    """Return how many calls to Gemini may run at once on a server with so many threads; by default half of them."""
+    return settings.gemini_max_concurrency or max(1, threads // 2)
+
+
+# Parts that belong to nobody else -------------------------------------------------------------------------------------
+
+
+class Notices:
+    """Logs what the parts report; what comes before the log has its thread and files is kept until then."""
+
+    def __init__(self, logger: RequestLogger) -> None:
+        self.early: list[tuple[str, str]] = []
+        """What was reported so far and is not logged yet: event and message."""
+        self._logger = logger
+        self._is_open = False
+
+    def report(self, event: str, message: str) -> None:
+        """Log `message`, at once or when the service opens."""
+        if self._is_open:
+            self._logger.operational(event, message)
+        else:
+            self.early.append((event, message))
+
+    def reporter(self, event: str) -> Callable[[str], None]:
+        """Return a function that reports its message as `event`."""
+        return lambda message: self.report(event, message)
+
+    def open(self, _threads: int) -> None:
+        """Log what was kept, and whatever comes from now on."""
+        self._is_open = True
+        while self.early:
+            self.report(*self.early.pop(0))
+
+
+class DailyBudgets:
+    """The budgets that requests must stay within: the service's own, and that of the caller's key."""
+
+    def __init__(self, settings: Settings) -> None:
+        daily = settings.daily_budget_usd
+        self._of_all = () if daily is None else (Budget(SERVICE_SCOPE, round(daily * NANO)),)
+
+    def of(self, key: ApiKey | None) -> tuple[Budget, ...]:
+        """Return the budgets of a request of `key`."""
+        if key is None or key.daily_budget is None:
+            return self._of_all
+        return (*self._of_all, Budget(key_scope(key.name), key.daily_budget))
+
+
+class Workers(Executor):
+    """A pool of threads whose size is known only once the server is."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+
+    def open(self, size: int) -> None:
+        """Take work from now on, in at most `size` threads."""
+        self._pool = ThreadPoolExecutor(size, thread_name_prefix="gemini")
+
+    def submit(self, work: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Have `work` done. Raises RuntimeError before `open` and after `shutdown`."""
+        if self._pool is None:
+            raise RuntimeError("the service has not been opened")
+        return self._pool.submit(work, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more work and, with `wait`, return when all that was taken is done."""
         if self._pool is not None:
-            self.completions.close()
-            self._pool.shutdown(wait=False)
-        with contextlib.ExitStack() as closing:  # last in, first out; one part's trouble does not keep the others open
-            for part in (self.logger, self.ledger, self.journal, self.redis, self.drift):
-                if part is not None:
-                    closing.callback(part.close)
-            if self._pool is not None:
-                closing.callback(self.maintenance.close)
-                closing.callback(self._pool.shutdown)  # calls that were cut are settled while there is a ledger
-            if self.model is not None:
-                closing.callback(self.model.close)
+            self._pool.shutdown(wait, cancel_futures=cancel_futures)
 
 
-def _model(settings: Settings) -> Gemini | None:
+class WarmUp:
+    """Loads what is heavy before the first miss needs it. What fails here fails again, and is told, at its use."""
+
+    def __init__(self, ledger: Ledger, model: Gemini | None) -> None:
+        self._ledger = ledger
+        self._model = model
+
+    def start(self, _threads: int) -> None:
+        """Load in a thread of its own."""
+        threading.Thread(target=self._load, name="warm-up", daemon=True).start()
+
+    def _load(self) -> None:
+        with contextlib.suppress(Exception):
+            self._ledger.prepare()
+        if self._model is not None:
+            with contextlib.suppress(Exception):
+                self._model.warm_up()
+        process.freeze()
+
+
+# How parts are made ---------------------------------------------------------------------------------------------------
+
+
+def _make_logger(settings: Settings) -> RequestLogger:
+    return RequestLogger(
+        settings.log_dir,
+        max_bytes=settings.log_max_bytes,
+        backup_count=settings.log_backup_count,
+        retention_days=settings.log_retention_days,
+        prompts=settings.log_prompts,
+        slow_request_seconds=settings.slow_request_seconds,
+        secrets=settings.secrets,
+    )
+
+
+def _make_keys(settings: Settings, notices: Notices) -> KeyRing:
+    return KeyRing(
+        dict(settings.api_keys),
+        settings.api_keys_file,
+        settings.admin_api_key,
+        on_problem=notices.reporter("api_keys_file"),
+    )
+
+
+def _make_journal(settings: Settings, notices: Notices, clock: Clock) -> ResponseJournal:
+    warn = notices.reporter("response_cache")
+    file = JournalFile(
+        settings.cache_dir,
+        max_bytes=2 * settings.response_cache_max_bytes,
+        stale_seconds=settings.response_cache_stale_seconds,
+        clock=clock,
+        warn=warn,
+    )
+    return ResponseJournal(file, warn=warn)
+
+
+def _make_cache(settings: Settings, journal: ResponseJournal, clock: Clock, monotonic: Clock) -> AnswerStore:
+    return AnswerStore(
+        settings.response_cache_size,
+        settings.response_cache_ttl_seconds,
+        max_bytes=settings.response_cache_max_bytes,
+        stale_seconds=settings.response_cache_stale_seconds,
+        journal=journal,
+        clock=clock,
+        monotonic=monotonic,
+    )
+
+
+def _share_cache(settings: Settings, redis: RedisLink, own: AnswerStore, clock: Clock) -> TieredCache:
+    return TieredCache(
+        redis,
+        own,
+        ttl=settings.response_cache_ttl_seconds,
+        stale_seconds=settings.response_cache_stale_seconds,
+        clock=clock,
+    )
+
+
+def _answering_endpoint(settings: Settings) -> str:
+    """Return the part of the cache key that says which server answers; the offline model is one on every port."""
+    return "" if settings.is_offline else settings.gemini_api_endpoint or ""
+
+
+def _make_model(settings: Settings) -> Gemini | None:
     if settings.google_api_key is None:
         return None
     return Gemini(
         api_key=settings.google_api_key,
         model=settings.gemini_model,
         endpoint=settings.gemini_api_endpoint,
+        kind=settings.gemini_client,
         max_connections=settings.threads,
     )
 
 
-def _ledger(settings: Settings, clock: Callable[[], float], monotonic: Callable[[], float]) -> Ledger:
+def _close_model(model: Gemini | None) -> None:
+    if model is not None:
+        model.close()
+
+
+def _open_ledger(settings: Settings, clock: Clock, monotonic: Clock) -> Ledger:
     try:
         return open_ledger(settings.ledger_location, sync=settings.ledger_sync, clock=clock, monotonic=monotonic)
     except ValueError as problem:
-        raise SettingsError(f"The settings cannot be used:\n  {problem}") from None
+        raise SettingsError(str(problem)) from None
 
 
-def _redis(settings: Settings, warn: Callable[[str], None]) -> RedisLink | None:
+def _make_redis(settings: Settings, notices: Notices) -> RedisLink | None:
     if settings.redis_url is None:
         return None
-    try:  # canned answers and their costs stay apart from the real ones
-        return RedisLink(settings.redis_url, warn=warn, namespace="mtllm-offline" if settings.is_offline else "mtllm")
+    namespace = "mtllm-offline" if settings.is_offline else "mtllm"  # canned answers and costs stay apart
+    try:
+        return RedisLink(settings.redis_url, warn=notices.reporter("redis"), namespace=namespace)
     except ImportError:
         problem = "needs the redis package: pip install -r requirements-scale.txt"
     except ValueError:  # its text may quote a password
         problem = "is not a URL that redis understands"
-    raise SettingsError(f"The settings cannot be used:\n  REDIS_URL: {problem}")
+    raise SettingsError(f"REDIS_URL: {problem}")
 
 
-def _prices(settings: Settings) -> PriceTable:
-    if settings.input_price_per_million is None or settings.output_price_per_million is None:
-        try:
-            return PriceTable.load(settings.prices_file)
-        except (OSError, ValueError) as problem:
-            raise SettingsError(f"The settings cannot be used:\n  PRICES_FILE: {problem}") from None
-    return PriceTable.fixed(settings.input_price_per_million, settings.output_price_per_million)
+def _load_prices(settings: Settings) -> PriceTable:
+    try:
+        return PriceTable.in_force(
+            settings.prices_file, settings.input_price_per_million, settings.output_price_per_million
+        )
+    except (OSError, ValueError) as problem:
+        raise SettingsError(f"PRICES_FILE: {problem}") from None
 
 
-def _service_budgets(settings: Settings) -> tuple[Budget, ...]:
-    if settings.daily_budget_usd is None:
-        return ()
-    return (Budget(SERVICE_SCOPE, round(settings.daily_budget_usd * NANO)),)
+def _note_missing_price(settings: Settings, recorder: CostRecorder, notices: Notices, clock: Clock) -> None:
+    if recorder.price_of(settings.gemini_model, clock()) is None:
+        notices.report(
+            "unpriced_model",
+            f"No price is known for the model {settings.gemini_model}: calls are recorded as unpriced, at $0,"
+            " and refused where there is a budget. Add it to PRICES_FILE, or set both price settings.",
+        )
+
+
+# What readiness asks --------------------------------------------------------------------------------------------------
+
+
+def _check_model(model: Gemini | None) -> CheckResult:
+    return judge(model is not None, "no Gemini key: set GOOGLE_API_KEY or start with --offline")
+
+
+def _check_ledger(ledger: Ledger) -> CheckResult:
+    health = ledger.health()
+    return judge(health.writable, f"cannot be written: {health.error}")
+
+
+def _check_logs(logger: RequestLogger) -> CheckResult:
+    health = logger.health()
+    return judge(health.writable, f"cannot be written: {health.last_error}")
+
+
+def _check_disk(folders: tuple[Path, ...]) -> CheckResult:
+    try:
+        free = min(map(process.free_bytes, folders))
+    except OSError as problem:
+        return judge(False, f"cannot be looked at: {problem.strerror}")
+    return judge(free >= LEAST_FREE_BYTES, f"only {free} bytes are free")
+
+
+def _check_breaker(breaker: CircuitBreaker) -> CheckResult:
+    state = breaker.state
+    return judge(state == "closed", f"{state}: Gemini is failing", otherwise="degraded")
+
+
+def _check_redis(redis: RedisLink) -> CheckResult:
+    alone = "does not answer in time: cache, limits and total are this process's own"
+    return judge(redis.health().up, alone, otherwise="degraded")

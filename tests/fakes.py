@@ -41,6 +41,10 @@ class FakeModel:
         self._joined: Callable[[], bool] | None = None
         self._called = threading.Condition()
 
+    @property
+    def model(self) -> str:
+        return self.default.model
+
     def answer_with(self, *answers: Answer | BaseException) -> None:
         self._script.extend(answers)
 

@@ -24,8 +24,8 @@ from mtllm.domain.completion import CacheControl
 from mtllm.domain.errors import InvalidJson, InvalidRequest
 from mtllm.domain.limits import Limit, parse_limits
 from mtllm.domain.times import parse_time
-from mtllm.gemini.failures import parse_duration
-from mtllm.http import headers
+from mtllm.gemini.waits import parse_duration
+from mtllm.http import request
 from mtllm.security.access import BrokenKeysFile, parse_keys_file, presented_key
 from mtllm.security.detection import inspect
 from mtllm.security.redaction import MASK, redact
@@ -269,20 +269,20 @@ def check_limits(text: str) -> None:
 
 def check_cache_control(text: str) -> None:
     """Every directive is known, or ignored."""
-    cache_control = headers.cache_control(text)
+    cache_control = request.read_cache_control(text)
     assert isinstance(cache_control, CacheControl)
     assert cache_control.max_age is None or cache_control.max_age >= 0
 
 
 def check_traceparent(text: str) -> None:
     """A trace id, or none."""
-    trace = headers.trace_id(text)
+    trace = request.read_trace_id(text)
     assert trace is None or (len(trace) == 32 and int(trace, 16) > 0)
 
 
 def check_request_id(text: str) -> None:
     """The caller's, where it is harmless, else one of ours."""
-    found = headers.request_id(text)
+    found = request.choose_request_id(text)
     assert found.isascii()
     assert found.isprintable()
     assert len(found) <= 128

@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Protocol
 
+from mtllm.billing.prices import Price
+from mtllm.domain.money import Amount, Charge, Cost, TokenUsage
 from mtllm.ledger.engine import Connection, Engine, Row, Value
 from mtllm.ledger.ledger import Attempt, Hit, Ledger, Settlement, Totals
 from mtllm.ledger.sqlite import SQLiteEngine
@@ -22,14 +25,21 @@ _numbers = itertools.count()
 NOON = 1_800_014_400.0
 """2027-01-15, 12:00 UTC."""
 
+PRICE = Price("model-a", date.min, 7, 8, 9)
 ATTEMPT = Attempt("r-1", "text", "10.0.0.1", "model-a", NOON, NOON + 30, reserved=1_000)
-SETTLEMENT = Settlement("ok", "model-a", 10, 2, 5, input_cost=100, output_cost=200, total_cost=300)
+CHARGE = Charge(Amount(TokenUsage(10, 5, cached_input=2), Cost(100, 200)), PRICE)
+SETTLEMENT = Settlement("ok", "model-a", CHARGE)
 HIT = Hit("r-2", NOON, "text", "10.0.0.1", "model-a", input_tokens=10, output_tokens=5, saved=300)
 
 
 def attempt(at: float = NOON, *, reserved: int = 1_000, key: str | None = None, seconds: float = 30.0) -> Attempt:
     """An attempt at `at` that is over `seconds` later."""
     return replace(ATTEMPT, timestamp=at, deadline=at + seconds, reserved=reserved, key=key)
+
+
+def settlement(cost: int) -> Settlement:
+    """SETTLEMENT at another cost."""
+    return replace(SETTLEMENT, charge=replace(CHARGE, amount=replace(CHARGE.amount, cost=Cost(0, cost))))
 
 
 def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -4,7 +4,7 @@
         ...                         # point the client at gemini.url
         assert gemini.count == 2
 
-A step is a function of the server and the call. Steps that answer: `text`, `finished`, `blocked_prompt`,
+A step is a function of the server and the call. Steps that answer: `text`, `finished`, `played`, `blocked_prompt`,
 `no_candidates`, `stream`, `offline`. Steps that fail in Gemini's way: `status`, `invalid_key`. Steps that break the
 protocol: `garbage`, `wrong_content_type`, `empty_body`. Steps made of other steps: `cut`, `drip`, `slow_headers`,
 `after`. And `hang`. No step outlives the server's close.
@@ -17,15 +17,21 @@ from dataclasses import dataclass
 from threading import Condition, Event, Semaphore
 from typing import Any
 
-from mtllm.emulator.server import (
-    Call,
+from mtllm.emulator import PER_DAY as PER_DAY
+from mtllm.emulator import PER_MINUTE as PER_MINUTE
+from mtllm.emulator import (
+    STATUS_NAMES,
+    EmulatedReply,
     Emulator,
-    Reply,
+    GeminiCall,
+    OfflineGemini,
+    Piece,
+    PlayedModel,
     Usage,
     answered,
     candidate,
     canned,
-    canned_answer,
+    compose,
     error_info,
     failed,
     failure,
@@ -33,28 +39,15 @@ from mtllm.emulator.server import (
     json_reply,
     prompt_tokens,
     quota_failure,
+    refuse_model,
     retry_info,
     token_count,
 )
-from mtllm.emulator.server import (
-    blocked_prompt as blocked_prompt_payload,
-)
+from mtllm.emulator import blocked_prompt as blocked_prompt_payload
 
 JSON = "application/json; charset=UTF-8"
-STATUS_NAMES = {
-    400: "INVALID_ARGUMENT",
-    401: "UNAUTHENTICATED",
-    403: "PERMISSION_DENIED",
-    404: "NOT_FOUND",
-    429: "RESOURCE_EXHAUSTED",
-    500: "INTERNAL",
-    503: "UNAVAILABLE",
-    504: "DEADLINE_EXCEEDED",
-}
-PER_DAY = "GenerateRequestsPerDayPerProjectPerModel-FreeTier"
-PER_MINUTE = "GenerateRequestsPerMinutePerProjectPerModel-FreeTier"
 
-Step = Callable[["ScriptedGemini", Call], Reply]
+Step = Callable[["ScriptedGemini", GeminiCall], EmulatedReply]
 Hold = Event | Semaphore
 
 
@@ -70,7 +63,7 @@ class ScriptedGemini(Emulator):
         self.gate.set()
         self._script = list(script)
         self._default = default or offline()
-        self._calls: list[Call] = []
+        self._calls: list[GeminiCall] = []
         self._delivered = Usage()
         self._departed = 0
         self._changed = Condition()
@@ -81,7 +74,7 @@ class ScriptedGemini(Emulator):
             self._script.extend(script)
 
     @property
-    def calls(self) -> tuple[Call, ...]:
+    def calls(self) -> tuple[GeminiCall, ...]:
         """Every call so far, in the order of arrival."""
         with self._changed:
             return tuple(self._calls)
@@ -129,16 +122,16 @@ class ScriptedGemini(Emulator):
         with self._changed:
             self._delivered = added(self._delivered, usage or Usage())
 
-    def _next(self, call: Call) -> Reply:
+    def _next(self, call: GeminiCall) -> EmulatedReply:
         with self._changed:
             self._calls.append(call)
             step = self._script.pop(0) if self._script else self._default
             self._changed.notify_all()
         self.hold(self.gate)
         reply = step(self, call)
-        return Reply(self._watched(reply.pieces), reply.closes)
+        return EmulatedReply(self._watched(reply.pieces), reply.closes)
 
-    def _watched(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    def _watched(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
         try:
             yield from pieces
         except GeneratorExit:  # the server stopped asking: the piece before could not be sent
@@ -158,7 +151,7 @@ def added(one: Usage, other: Usage) -> Usage:
     )
 
 
-def _used(call: Call, text: str, *, thoughts: int = 0, cached: int = 0) -> Usage:
+def _used(call: GeminiCall, text: str, *, thoughts: int = 0, cached: int = 0) -> Usage:
     candidates = token_count(text) if text else 0
     return Usage(prompt=prompt_tokens(call) + cached, candidates=candidates, thoughts=thoughts, cached=cached)
 
@@ -169,10 +162,25 @@ def _used(call: Call, text: str, *, thoughts: int = 0, cached: int = 0) -> Usage
 def offline() -> Step:
     """The offline model's canned answer, billed like any other."""
 
-    def step(gemini: ScriptedGemini, call: Call) -> Reply:
+    def step(gemini: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
         if call.key and call.generates:
-            gemini.bill(_used(call, canned_answer(call)[0]))
+            gemini.bill(Usage(prompt=prompt_tokens(call), candidates=compose(call).tokens))
         return canned(call)
+
+    return step
+
+
+def played(*models: PlayedModel) -> Step:
+    """The offline model under several names, each as its table says; what is answered is billed, thoughts included."""
+    table = {model.name: model for model in models}
+    offline_gemini = OfflineGemini(models)
+
+    def step(gemini: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
+        model = table.get(call.model, PlayedModel(call.model))
+        if call.key and call.generates and refuse_model(model, call) is None:
+            answer = compose(call, model)
+            gemini.bill(Usage(prompt=prompt_tokens(call), candidates=answer.tokens, thoughts=answer.thoughts))
+        return offline_gemini(call)
 
     return step
 
@@ -183,7 +191,7 @@ def text(said: str, *, finish: str = "STOP", thoughts: int = 0, cached: int = 0,
     Without `usage` Gemini reports no usage (and `delivered` does not grow).
     """
 
-    def step(gemini: ScriptedGemini, call: Call) -> Reply:
+    def step(gemini: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
         used = _used(call, said, thoughts=thoughts, cached=cached) if usage else None
         gemini.bill(used)
         return answered(call, [candidate(call, said, finish_reason=finish, usage=used)])
@@ -209,7 +217,7 @@ def finished(reason: str, said: str = "", *, thoughts: int = 0) -> Step:
 def blocked_prompt(reason: str = "SAFETY") -> Step:
     """200 without candidates; the prompt's tokens are reported and billed."""
 
-    def step(gemini: ScriptedGemini, call: Call) -> Reply:
+    def step(gemini: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
         used = _used(call, "")
         gemini.bill(used)
         return answered(call, [blocked_prompt_payload(call, reason, usage=used)])
@@ -220,7 +228,7 @@ def blocked_prompt(reason: str = "SAFETY") -> Step:
 def no_candidates() -> Step:
     """200 with usage and nothing else."""
 
-    def step(gemini: ScriptedGemini, call: Call) -> Reply:
+    def step(gemini: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
         used = _used(call, "")
         gemini.bill(used)
         return answered(call, [{"usageMetadata": used.metadata(), "modelVersion": call.model}])
@@ -263,7 +271,7 @@ def stream(*beats: Beat, finish: str = "STOP", thoughts: int = 0, cached: int = 
     deltas = [number for number, beat in enumerate(beats) if isinstance(beat, str)]
     last = deltas[-1] if deltas and not any(isinstance(beat, Fault | _End) for beat in beats) else None
 
-    def payloads(gemini: ScriptedGemini, call: Call) -> Iterator[Any]:
+    def payloads(gemini: ScriptedGemini, call: GeminiCall) -> Iterator[Any]:
         said = ""
         for number, beat in enumerate(beats):
             if not isinstance(beat, str):
@@ -306,7 +314,7 @@ def status(
     """Google's error JSON. `retry_delay` as in RetryInfo ("45.837906927s"), `quota_id` as in QuotaFailure, `reason` and
     `metadata` as in ErrorInfo. On a stream without `alt=sse` it comes in an array, as Google sends it."""
 
-    def step(gemini: ScriptedGemini, call: Call) -> Reply:
+    def step(gemini: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
         details = [
             *([quota_failure(quota_id, call.model)] if quota_id else []),
             *([retry_info(retry_delay)] if retry_delay else []),
@@ -327,7 +335,7 @@ def invalid_key() -> Step:
 
 def garbage(body: bytes = b"\x00\xff{not json", *, code: int = 200, content_type: str = JSON) -> Step:
     """Any bytes as the body."""
-    return lambda _gemini, _call: Reply((http_response(code, content_type, body),))
+    return lambda _gemini, _call: EmulatedReply((http_response(code, content_type, body),))
 
 
 def wrong_content_type() -> Step:
@@ -348,11 +356,11 @@ def empty_object() -> Step:
 def hang() -> Step:
     """No byte ever, and the connection stays open until the server closes."""
 
-    def silence(gemini: ScriptedGemini) -> Iterator[bytes]:
+    def silence(gemini: ScriptedGemini) -> Iterator[Piece]:
         gemini.pause()
         yield b""
 
-    return lambda gemini, _call: Reply(silence(gemini))
+    return lambda gemini, _call: EmulatedReply(silence(gemini))
 
 
 def cut(after_bytes: int | None = 0, step: Step | None = None) -> Step:
@@ -360,14 +368,14 @@ def cut(after_bytes: int | None = 0, step: Step | None = None) -> Step:
 
     With None all of them arrive: the client's pool keeps a connection that is dead at the next call.
     """
-    return _reshaped(step, lambda _gemini, pieces: iter([b"".join(pieces)[:after_bytes]]), closes=True)
+    return _reshaped(step, lambda _gemini, pieces: iter([_join(pieces)[:after_bytes]]), closes=True)
 
 
 def drip(seconds_per_byte: float, step: Step | None = None) -> Step:
     """The reply of `step`: the head at once, the body byte by byte."""
 
-    def slowly(gemini: ScriptedGemini, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        head, separator, body = b"".join(pieces).partition(b"\r\n\r\n")
+    def slowly(gemini: ScriptedGemini, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        head, separator, body = _join(pieces).partition(b"\r\n\r\n")
         yield head + separator
         yield from _byte_by_byte(gemini, body, seconds_per_byte)
 
@@ -376,13 +384,13 @@ def drip(seconds_per_byte: float, step: Step | None = None) -> Step:
 
 def slow_headers(seconds_per_byte: float, step: Step | None = None) -> Step:
     """The reply of `step`, byte by byte from the status line on."""
-    return _reshaped(step, lambda gemini, pieces: _byte_by_byte(gemini, b"".join(pieces), seconds_per_byte))
+    return _reshaped(step, lambda gemini, pieces: _byte_by_byte(gemini, _join(pieces), seconds_per_byte))
 
 
 def after(wait: Hold | float, step: Step | None = None) -> Step:
     """The reply of `step`, once `wait` is set or released, or so many seconds have passed."""
 
-    def late(gemini: ScriptedGemini, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    def late(gemini: ScriptedGemini, pieces: Iterable[Piece]) -> Iterator[Piece]:
         if isinstance(wait, int | float):
             gemini.pause(wait)
         else:
@@ -392,19 +400,23 @@ def after(wait: Hold | float, step: Step | None = None) -> Step:
     return _reshaped(step, late)
 
 
-def _byte_by_byte(gemini: ScriptedGemini, data: bytes, seconds: float) -> Iterator[bytes]:
+def _join(pieces: Iterable[Piece]) -> bytes:
+    return b"".join(piece for piece in pieces if isinstance(piece, bytes))
+
+
+def _byte_by_byte(gemini: ScriptedGemini, data: bytes, seconds: float) -> Iterator[Piece]:
     for position in range(len(data)):
         gemini.pause(seconds)
         yield data[position : position + 1]
 
 
 def _reshaped(
-    step: Step | None, shape: Callable[[ScriptedGemini, Iterable[bytes]], Iterator[bytes]], *, closes: bool = False
+    step: Step | None, shape: Callable[[ScriptedGemini, Iterable[Piece]], Iterator[Piece]], *, closes: bool = False
 ) -> Step:
     inner = step or text("An answer that is long enough to be cut or dripped.")
 
-    def reshaped(gemini: ScriptedGemini, call: Call) -> Reply:
+    def reshaped(gemini: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
         reply = inner(gemini, call)
-        return Reply(shape(gemini, reply.pieces), closes or reply.closes)
+        return EmulatedReply(shape(gemini, reply.pieces), closes or reply.closes)
 
     return reshaped

@@ -11,6 +11,8 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from app import Api
+from mtllm.domain.completion import Completion, Origin
+from mtllm.domain.errors import UpstreamError
 from tests.fakes import FakeClock
 from tests.scripted_gemini import ScriptedGemini, blocked_prompt, finished, no_usage, status, text
 
@@ -88,6 +90,27 @@ def test_a_defect_is_a_500_without_its_story(app: Api, client: FlaskClient, monk
     assert "canary" not in answer.text
     app.service.logger.flush()
     assert "ValueError" in (app.settings.log_dir / "api_errors.log").read_text()
+
+
+def test_a_shared_error_is_raised_by_nobody(app: Api, client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Followers of one flight get one error object; a raise in each of their threads would make its traceback grow."""
+    shared = UpstreamError()
+    ended = Completion(Origin.NONE, error=shared)
+    monkeypatch.setattr(app.service.completions, "complete", lambda *_args, **_deadline: ended)
+    answers = [client.post(TEXT, json={"prompt": "hello"}) for _ in range(2)]
+    assert [code_of(answer) for answer in answers] == ["upstream_error"] * 2
+    assert shared.__traceback__ is None
+
+
+@pytest.mark.parametrize(("body", "status"), [(b'{"prompt": 1}', 400), (b"no JSON", 400), (b'{"prompt": "x"}', 200)])
+def test_every_body_that_was_read_is_logged_with_its_size(
+    app: Api, client: FlaskClient, body: bytes, status: int
+) -> None:
+    """A refused request's body counts too."""
+    answer = client.post(TEXT, data=body, content_type="application/json")
+    app.service.logger.flush()
+    [line] = (app.settings.log_dir / "api_requests.log").read_text().splitlines()
+    assert (answer.status_code, json.loads(line)["request_bytes"]) == (status, len(body))
 
 
 def test_a_billed_failure_shows_its_cost(client: FlaskClient, gemini: ScriptedGemini) -> None:
@@ -403,6 +426,30 @@ def test_the_cache_survives_a_restart(make_app: MakeApp, gemini: ScriptedGemini,
     assert (after.headers["X-Cached"], after.headers["Age"]) == ("true", "100")
 
 
+@pytest.mark.parametrize(("ttl", "cached"), [("1800", "true"), ("150", "true"), ("100", "false"), ("0", "false")])
+def test_a_lowered_time_to_live_holds_for_answers_of_before(
+    make_app: MakeApp, clock: FakeClock, ttl: str, cached: str
+) -> None:
+    """Whoever shortens or ends the life of answers at a restart is not served older ones."""
+    before = make_app()
+    before.test_client().post(TEXT, json={"prompt": "x"})
+    before.service.close()
+    clock.advance(100)
+    after = make_app(response_cache_ttl_seconds=ttl).test_client().post(TEXT, json={"prompt": "x"})
+    assert after.headers["X-Cached"] == cached
+    if cached == "true":
+        assert f"ttl={int(ttl) - 100}" in after.headers["Cache-Status"]
+
+
+def test_another_endpoint_is_not_served_the_formers_answers(make_app: MakeApp, gemini: ScriptedGemini) -> None:
+    """Whoever tries a mock first gets no mock's words afterwards; back at the mock, they are still there."""
+    with ScriptedGemini() as other:
+        for endpoint, cached in ((gemini.url, "false"), (other.url, "false"), (gemini.url, "true")):
+            app = make_app(gemini_api_endpoint=endpoint)
+            assert app.test_client().post(TEXT, json={"prompt": "x"}).headers["X-Cached"] == cached
+            app.service.close()
+
+
 # Draining and readiness
 
 
@@ -432,7 +479,7 @@ def test_an_open_breaker_is_degraded_and_not_unready(client: FlaskClient, gemini
 
 def test_a_full_disk_is_unready(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the ledger fails, with how much is left."""
-    monkeypatch.setattr("mtllm.stats.health.LEAST_FREE_BYTES", 10**18)
+    monkeypatch.setattr("mtllm.wiring.LEAST_FREE_BYTES", 10**18)
     ready = client.get("/api/v1/health/ready")
     assert ready.json is not None
     assert ready.status_code == 503

@@ -27,7 +27,7 @@ def breaker(clock: FakeClock) -> CircuitBreaker:
 def fail(breaker: CircuitBreaker, times: int = 1) -> None:
     for _ in range(times):
         breaker.admit()
-        breaker.failed(UpstreamError(breaks=True))
+        breaker.record_failure(UpstreamError(breaks=True))
 
 
 def refusal(breaker: CircuitBreaker) -> float | None:
@@ -51,7 +51,7 @@ def test_five_failures_in_a_row_open_it(breaker: CircuitBreaker) -> None:
 def test_a_success_breaks_the_row(breaker: CircuitBreaker) -> None:
     """Failures count only without a success between them."""
     fail(breaker, THRESHOLD - 1)
-    breaker.succeeded()
+    breaker.record_success()
     fail(breaker, THRESHOLD - 1)
     assert breaker.state == "closed"
 
@@ -59,7 +59,7 @@ def test_a_success_breaks_the_row(breaker: CircuitBreaker) -> None:
 def test_a_failure_that_is_not_geminis_shows_that_gemini_answers(breaker: CircuitBreaker) -> None:
     """A bad request never opens it, and breaks the row like a success."""
     fail(breaker, THRESHOLD - 1)
-    breaker.failed(UpstreamRejected())
+    breaker.record_failure(UpstreamRejected())
     fail(breaker, THRESHOLD - 1)
     assert breaker.state == "closed"
 
@@ -89,7 +89,7 @@ def test_the_probes_success_closes_it(breaker: CircuitBreaker, clock: FakeClock)
     fail(breaker, THRESHOLD)
     clock.advance(COOL_DOWN)
     breaker.admit()
-    breaker.succeeded()
+    breaker.record_success()
     assert breaker.state == "closed"
     fail(breaker, THRESHOLD - 1)
     assert refusal(breaker) is None
@@ -101,7 +101,7 @@ def test_the_probes_failure_opens_it_again(breaker: CircuitBreaker, clock: FakeC
     clock.advance(COOL_DOWN)
     breaker.admit()
     clock.advance(4)
-    breaker.failed(UpstreamError(breaks=True))
+    breaker.record_failure(UpstreamError(breaks=True))
     assert breaker.state == "open"
     assert refusal(breaker) == COOL_DOWN
 
@@ -122,9 +122,9 @@ def test_late_failures_do_not_prolong_the_wait(breaker: CircuitBreaker, clock: F
     for _ in range(THRESHOLD + 3):
         breaker.admit()
     for _ in range(THRESHOLD):
-        breaker.failed(UpstreamError(breaks=True))
+        breaker.record_failure(UpstreamError(breaks=True))
     clock.advance(6)
-    breaker.failed(UpstreamError(breaks=True))
+    breaker.record_failure(UpstreamError(breaks=True))
     assert refusal(breaker) == 4
 
 
@@ -136,7 +136,7 @@ def test_the_snapshot_tells_one_moment(breaker: CircuitBreaker, clock: FakeClock
     assert breaker.snapshot() == BreakerSnapshot("open", THRESHOLD, COOL_DOWN - 2, 1)
     clock.advance(COOL_DOWN)
     breaker.admit()
-    breaker.failed(UpstreamError(breaks=True))
+    breaker.record_failure(UpstreamError(breaks=True))
     assert breaker.snapshot() == BreakerSnapshot("open", THRESHOLD + 1, COOL_DOWN, 1)
 
 
@@ -164,7 +164,7 @@ def test_failures_of_many_threads_all_count(clock: FakeClock) -> None:
     def fail_often(_: int) -> None:
         barrier.wait()
         for _ in range(50):
-            breaker.failed(UpstreamError(breaks=True))
+            breaker.record_failure(UpstreamError(breaks=True))
 
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(fail_often, range(16)))

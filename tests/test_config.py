@@ -19,7 +19,7 @@ def load(**texts: str) -> Settings:
 def test_an_empty_environment_gives_the_defaults() -> None:
     """Nothing needs to be set."""
     settings = load()
-    assert (settings.host, settings.port, settings.threads) == ("127.0.0.1", 5000, 32)
+    assert (settings.host, settings.port, settings.threads) == ("127.0.0.1", 5000, 128)
     assert settings.rate_limits == (Limit(60, 60), Limit(1000, 3600))
     assert settings.google_api_key is None
 
@@ -60,6 +60,8 @@ def test_all_problems_are_told_at_once_and_no_value_of_a_secret() -> None:
         {"api_keys": "alice:same", "admin_api_key": "same"},
         {"rate_limits": "60/fortnight"},
         {"gemini_api_endpoint": "127.0.0.1:9100"},
+        {"gemini_api_endpoint": "http://127.0.0.1/gemini?key=x"},
+        {"gemini_client": "soap"},
         {"gemini_model": "a model"},
         {"database_url": "mysql://x"},
         {"gemini_timeout_seconds": "nan"},

@@ -17,10 +17,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cost_savings
-from cost_tracker import COLUMNS, LATEST, CostTracker, PriceTable, export_csv, export_jsonl, parse_time, rfc3339
+from cost_tracker import CostTracker
 from mtllm.billing.cli import Progress, main
+from mtllm.billing.export import COLUMNS, export_csv, export_jsonl
+from mtllm.billing.prices import Price, PriceTable
 from mtllm.billing.report import LINES_A_TABLE, report
+from mtllm.domain.events import RequestEvent
+from mtllm.domain.money import Amount, Charge, Cost, TokenUsage
+from mtllm.domain.times import LATEST, parse_time, rfc3339
 from mtllm.ledger.ledger import Attempt, ExportRow, Hit, Ledger, Settlement, open_ledger
+from mtllm.logs.writer import RequestLogger
 from tests.fakes import FakeClock
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -57,6 +63,9 @@ ROW = ExportRow(
 )
 
 
+PRICE = Price("", date.min, 100_000_000, 10_000_000, 400_000_000)
+
+
 def paid(
     ledger: Ledger, timestamp: float, *, request_id: str = "r", client: str = "alice", cost: int = 185_000
 ) -> None:
@@ -67,11 +76,7 @@ def paid(
         Settlement(
             status="ok",
             model="gemini-2.5-flash-lite",
-            input_tokens=150,
-            output_tokens=425,
-            input_cost=15_000,
-            output_cost=cost - 15_000,
-            total_cost=cost,
+            charge=Charge(Amount(TokenUsage(150, 425), Cost(15_000, cost - 15_000)), PRICE),
         ),
     )
 
@@ -346,7 +351,7 @@ class TestReportCommand:
         """What the total does not know is said below it."""
         ledger = open_ledger(":memory:", clock=FakeClock(NOON))
         row = ledger.open(Attempt("r", "text", "a", "m", NOON, NOON + 60, reserved=0))
-        ledger.settle(row, Settlement(status="ok", model="m", input_tokens=1, output_tokens=1, unpriced=True))
+        ledger.settle(row, Settlement(status="ok", model="m", charge=Charge(Amount(TokenUsage(1, 1)), None)))
         last = list(report(ledger, NOON, NOON + 1))[-1]
         ledger.close()
         assert last == "Paid calls to models without a known price, which count as $0: 1."
@@ -393,7 +398,7 @@ class TestProgress:
         clock, stream = FakeClock(0.0), Terminal()
         progress = Progress(stream, "exported", monotonic=clock)
         clock.advance(1)
-        assert sum(progress.counted(range(1500))) == sum(range(1500))
+        assert sum(progress.count(range(1500))) == sum(range(1500))
         assert stream.getvalue() == "\rrows exported: 1,000\rrows exported: 1,500\n"
 
     def test_a_log_hears_of_every_hundred_thousand_rows(self) -> None:
@@ -427,7 +432,7 @@ class TestCostTracker:
         [line] = (tmp_path / "logs" / "cost_tracking.log").read_text().splitlines()
         event = json.loads(line)
         assert (event["timestamp"], event["client"], event["total_cost"]) == (
-            "2026-11-23T12:00:00.000000Z",
+            "2026-11-23T12:00:00.000Z",
             "203.0.113.9",
             2.2e-6,
         )
@@ -499,6 +504,16 @@ class TestCostTracker:
         assert tracker.track_request("text", "a", "x", "y").total_cost == 0
         assert ledger.totals().unpriced_requests == 1
         ledger.close()
+
+    def test_its_log_is_the_services_own(self, tracker: CostTracker, tmp_path: Path) -> None:
+        """Both write the same keys in the same order, so that one file can hold the lines of both."""
+        logger = RequestLogger(tmp_path / "logs", clock=FakeClock(NOON))
+        logger.record(RequestEvent("r-1", NOON, client="a", task="text", cached=False))
+        logger.close()
+        tracker.track_request("text", "a", "x", "y")
+        lines = (tmp_path / "logs" / "cost_tracking.log").read_text().splitlines()
+        services, trackers = (list(json.loads(line)) for line in lines)
+        assert services == trackers
 
     def test_a_log_that_cannot_be_written_fails_no_request(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -13,17 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cost_tracker import (
-    Cost,
-    Drift,
-    DriftMeter,
-    Price,
-    PriceTable,
-    SpendMeter,
-    TokenCounter,
-    exact_usd,
-    format_usd,
-)
+from cost_tracker import TokenCounter
+from mtllm.billing.prices import Price, PriceTable, SpendMeter
+from mtllm.billing.tokens import Drift, DriftMeter
+from mtllm.domain.money import Cost, exact_usd, format_usd
 
 PROJECT = Path(__file__).resolve().parent.parent
 TODAY = date(2026, 11, 23)
@@ -111,7 +104,11 @@ class TestPriceTable:
             ({"cached_input": "'0.1'"}, "price entry 1 (m): 'cached_input' must be a number"),
             ({"cached_input": "1e-10"}, "price entry 1 (m): 'cached_input' must have at most 9 decimals"),
             ({"cached_input": None}, "price entry 1 (m): 'cached_input' is missing"),
+            ({"cached_input": "'unknwon'"}, "price entry 1 (m): 'cached_input' must be a number"),
+            ({"input": "'unknown'"}, "price entry 1 (m): 'input' must be a number"),
             ({"currency": "'EUR'"}, "price entry 1 (m): 'currency' is not a field"),
+            ({"confidence": "'sure'"}, "price entry 1 (m): 'confidence' must be one of confirmed, reported, inferred"),
+            ({"source": "7"}, "price entry 1 (m): 'source' must be a text of one line"),
         ],
     )
     def test_a_bad_entry_is_named_with_its_field(

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from cost_tracker import Cost, Price, PriceTable, exact_usd, export_csv, export_jsonl, format_usd, parse_time, rfc3339
+from mtllm.billing.export import export_csv, export_jsonl
+from mtllm.billing.prices import Price, PriceTable
+from mtllm.domain.money import Cost, exact_usd, format_usd
+from mtllm.domain.times import parse_time, rfc3339
 from tests.test_cost_cli import ROW
 
 pytest.importorskip("hypothesis")

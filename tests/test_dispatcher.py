@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -170,7 +171,7 @@ def test_no_job_is_lost_under_many_hands() -> None:
 
     jobs = [Job(lend) for _ in range(2000)]
     adders = [
-        threading.Thread(target=lambda part=jobs[start::4]: [dispatcher.add_task(job) for job in part])  # type: ignore[misc]
+        threading.Thread(target=lambda part=jobs[start::4]: deque(map(dispatcher.add_task, part), 0))
         for start in range(4)
     ]
     for adder in adders:

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from mtllm.domain.completion import StoredAnswer
 from mtllm.domain.findings import Finding
+from mtllm.domain.money import Amount, Cost, TokenUsage
 from mtllm.logs.files import LogFile
 from mtllm.logs.writer import FILES, PromptLogging, RequestEvent, RequestLogger
 from tests.fakes import FakeClock
@@ -30,6 +32,10 @@ MakeLogger = Callable[..., RequestLogger]
 
 def event(request_id: str = "r1", **facts: Any) -> RequestEvent:
     return RequestEvent(request_id, NOON, **facts)
+
+
+def stored(body: bytes) -> StoredAnswer:
+    return StoredAnswer(body, TokenUsage(), 0, "m", "stop", NOON)
 
 
 def lines(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -68,7 +74,7 @@ class TestWhichFile:
             ({"status": 200}, {"api_requests.log", "performance.log"}),
             ({"status": 200, "cached": False}, {"api_requests.log", "performance.log", "cost_tracking.log"}),
             ({"status": 200, "cached": True}, {"api_requests.log", "performance.log", "cost_tracking.log"}),
-            ({"status": 502, "total_cost": 5}, {*FILES} - {"security_audit.log"}),
+            ({"status": 502, "amount": Amount(cost=Cost(5))}, {*FILES} - {"security_audit.log"}),
             ({"status": 404}, {"api_requests.log", "performance.log"}),
             ({"status": 400}, {"api_requests.log", "performance.log", "api_errors.log"}),
             ({"status": 401}, {*FILES} - {"cost_tracking.log"}),
@@ -106,18 +112,19 @@ class TestWhichFile:
         """The figures of the event come back as decimal numbers."""
         logger = make_logger()
         logger.record(
-            event(cached=False, input_tokens=150, output_tokens=425, input_cost=15_000, output_cost=170_000,
-                  total_cost=2_000_185_001, saved=0)
+            event(cached=False, amount=Amount(TokenUsage(150, 425), Cost(15_000, 2_000_170_001)), saved=0)
         )  # fmt: skip
         logger.close()
         written = (logs / "cost_tracking.log").read_text()
-        assert '"input_cost":0.000015000,"output_cost":0.000170000,"total_cost":2.000185001,"saved":0}' in written
+        assert '"input_cost":0.000015000,"output_cost":2.000170001,"total_cost":2.000185001,"saved":0}' in written
         assert '"input_tokens":150,"output_tokens":425' in written
 
     def test_performance_says_where_the_time_went(self, make_logger: MakeLogger, logs: Path) -> None:
         """Own time is what neither the queue nor Gemini took; slow begins at the limit."""
         logger = make_logger(slow_request_seconds=5.0)
-        logger.record(event(duration=5.0, queue_seconds=1.0, upstream_seconds=3.5, output_tokens=70, attempts=2))
+        logger.record(
+            event(duration=5.0, queue_seconds=1.0, upstream_seconds=3.5, amount=Amount(TokenUsage(0, 70)), attempts=2)
+        )
         logger.record(event(duration=4.999))
         logger.close()
         slow, quick = lines(logs, "performance.log")
@@ -196,7 +203,7 @@ class TestWords:
     ) -> None:
         """It is read by the writer, and only where it may be seen."""
         logger = make_logger(prompts=mode)
-        logger.record(event(prompt="x", answer=b'{"generated_text": "Blue, token=abc123", "model": "m"}\n'))
+        logger.record(event(prompt="x", answer=stored(b'{"generated_text": "Blue, token=abc123", "model": "m"}\n')))
         logger.close()
         (line,) = lines(logs, "api_requests.log")
         expected = None if mode == "off" else "Blue, token=[redacted]"

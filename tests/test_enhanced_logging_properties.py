@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from mtllm.domain.events import Operation, RequestEvent
+from mtllm.domain.events import Notice, RequestEvent
 from mtllm.domain.findings import Finding
+from mtllm.domain.money import Amount, Cost
 from mtllm.logs.files import LogFile
 from mtllm.logs.lines import Lines, PromptLogging
 from mtllm.logs.writer import FILES
@@ -38,7 +39,7 @@ EVENTS = st.builds(
     task=st.none() | LONG_TEXT,
     model=st.none() | LONG_TEXT,
     cached=st.none() | st.booleans(),
-    total_cost=st.integers(0, 10**15),
+    amount=st.builds(Amount, cost=st.builds(Cost, st.integers(0, 10**15))),
     queue_seconds=SECONDS,
     upstream_seconds=SECONDS,
     prompt=st.none() | LONG_TEXT,
@@ -48,7 +49,7 @@ EVENTS = st.builds(
     fault=st.none() | st.builds(ValueError, LONG_TEXT),
 )
 OPERATIONS = st.builds(
-    Operation,
+    Notice,
     timestamp=st.floats(0, 4e9),
     event=LONG_TEXT,
     message=LONG_TEXT,
@@ -65,7 +66,7 @@ def lines_with(prompts: PromptLogging, *secrets: str) -> Lines:
 
 @settings(max_examples=150, deadline=None)
 @given(EVENTS | OPERATIONS, st.sampled_from(["off", "preview"]))
-def test_each_line_is_one_bounded_json_object(event: RequestEvent | Operation, prompts: PromptLogging) -> None:
+def test_each_line_is_one_bounded_json_object(event: RequestEvent | Notice, prompts: PromptLogging) -> None:
     """ASCII, one newline at the end, no control character, 8 KiB at most, the three keys of every line."""
     for name, line in lines_with(prompts).of(event):
         assert name in FILES

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from app import create_app
-from mtllm.emulator.server import Emulator
+from mtllm.emulator import Emulator
 from mtllm.project import PROJECT
 from mtllm.settings import load_settings
 from tests.serving import serving

@@ -16,7 +16,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from app import Api
-from mtllm.emulator.server import Reply
+from mtllm.emulator import EmulatedReply
 from mtllm.gemini.client import Gemini
 from mtllm.resilience import retry
 from tests.fakes import FakeClock
@@ -144,7 +144,7 @@ FAULTS = {
     "Time drip of body": Fault(drip(0.05), IN_A_HURRY),
     "Body not JSON": Fault(garbage()),
     "Body empty": Fault(empty_body()),
-    "Body not HTTP": Fault(lambda _gemini, _call: Reply((b"SSH-2.0-OpenSSH_9.6\r\n\r\n",), closes=True)),
+    "Body not HTTP": Fault(lambda _gemini, _call: EmulatedReply((b"SSH-2.0-OpenSSH_9.6\r\n\r\n",), closes=True)),
     "Body a page of HTML": Fault(wrong_content_type()),
     "Body {}": Fault(empty_object()),
     "Answer without candidates": Fault(no_candidates()),

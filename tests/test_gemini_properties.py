@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from mtllm.domain.errors import Retry, UpstreamFailure
-from mtllm.gemini.bodies import json_objects
-from mtllm.gemini.failures import MAX_WAIT_SECONDS, failure_of_status, parse_duration
+from mtllm.gemini.bodies import split_array, split_events
+from mtllm.gemini.failures import failure_of_status
+from mtllm.gemini.waits import MAX_WAIT_SECONDS, parse_duration
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given, settings  # noqa: E402  # after the check that it is there
@@ -44,7 +45,7 @@ def test_an_array_gives_its_objects_however_it_is_cut(
 ) -> None:
     """Pieces may end anywhere: within an escape, a string, a character of several bytes."""
     body = json.dumps(objects, indent=indent, ensure_ascii=ascii_only).encode()
-    assert [json.loads(text) for text in json_objects(cut_up(body, places))] == objects
+    assert [json.loads(text) for text in split_array(cut_up(body, places))] == objects
 
 
 @given(objects=st.lists(json_dicts, min_size=1, max_size=3), length=st.integers(0, 10_000))
@@ -54,7 +55,7 @@ def test_an_array_that_is_cut_short_says_so(objects: list[dict[str, Any]], lengt
     body = json.dumps(objects).encode()
     given_before: list[Any] = []
     with pytest.raises(ValueError, match=r"array|codec"):
-        given_before.extend(json.loads(text) for text in json_objects([body[: length % len(body)]]))
+        given_before.extend(json.loads(text) for text in split_array([body[: length % len(body)]]))
     assert given_before == objects[: len(given_before)]
 
 
@@ -63,7 +64,7 @@ def test_an_array_that_is_cut_short_says_so(objects: list[dict[str, Any]], lengt
 def test_any_bytes_are_objects_or_a_value_error(pieces: list[bytes]) -> None:
     """Garbage raises nothing else."""
     try:
-        assert all(isinstance(text, str) for text in json_objects(pieces))
+        assert all(isinstance(text, str) for text in split_array(pieces))
     except ValueError:
         return
 
@@ -83,9 +84,11 @@ def test_a_duration_is_read_as_google_writes_it(seconds: int, nanos: int) -> Non
     assert parse_duration(f"{seconds}.{nanos:09}ms") == pytest.approx((seconds + nanos / 1e9) / 1000)
 
 
-@pytest.mark.parametrize("value", [None, 5, "", "s", "5", "-5s", "5 s", "1e9s", "nans", "5m", "\u0665s", "9" * 50])
+@pytest.mark.parametrize(
+    "value", [None, 5, "", "s", "5", "-5s", "5 s", "1e9s", "nans", "m5", "5m 3s", "2h57", "\u0665s"]
+)
 def test_what_is_no_duration_is_none(value: object) -> None:
-    """Units are required, signs, exponents and digits of other scripts refused."""
+    """Units are required; signs, exponents, blanks within and digits of other scripts are refused."""
     assert parse_duration(value) is None
 
 
@@ -129,3 +132,15 @@ def test_any_error_has_a_meaning(status: object, body: bytes, retry_after: str) 
 def test_a_deeply_nested_error_has_a_meaning() -> None:
     """Nesting past the parser's limit is no details."""
     assert failure_of_status(503, b"[" * 60_000, {}).retry is Retry.YES
+
+
+@given(
+    events=st.lists(st.text(st.characters(exclude_characters="\r\n", codec="utf-8")), max_size=4),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+    places=st.lists(st.integers(0, 10_000), max_size=12),
+)
+@BRIEF
+def test_a_stream_of_events_gives_its_data_however_it_is_cut(events: list[str], end: str, places: list[int]) -> None:
+    """Pieces may end anywhere: within a line end, a field's name, a character of several bytes."""
+    body = "".join(f"data: {event}{end}{end}" for event in events).encode()
+    assert list(split_events(cut_up(body, places))) == [event for event in events if event != "[DONE]"]

@@ -25,7 +25,7 @@ from mtllm.domain.errors import (
     UpstreamUnavailable,
 )
 from mtllm.domain.money import TokenUsage
-from mtllm.emulator.server import Call, Reply, http_response
+from mtllm.emulator import EmulatedReply, GeminiCall, http_response
 from mtllm.gemini.client import Gemini, GeminiStream
 from tests.scripted_gemini import (
     CUT,
@@ -60,9 +60,9 @@ def server() -> Iterator[ScriptedGemini]:
         yield scripted
 
 
-@pytest.fixture
-def gemini(server: ScriptedGemini) -> Iterator[Gemini]:
-    with Gemini(api_key="key", model=MODEL, endpoint=server.url, max_connections=2) as client:
+@pytest.fixture(params=["sdk", "rest"])
+def gemini(request: pytest.FixtureRequest, server: ScriptedGemini) -> Iterator[Gemini]:
+    with Gemini(api_key="key", model=MODEL, endpoint=server.url, kind=request.param, max_connections=2) as client:
         client.warm_up()
         yield client
 
@@ -84,13 +84,13 @@ def failure_of(answer: GeminiStream) -> UpstreamFailure:
 
 def connections_made(gemini: Gemini) -> int:
     assert gemini._built is not None
-    return gemini._built.session.pool.num_connections
+    return int(gemini._built.session.pool.num_connections)
 
 
 def array(*messages: object, end: str = "]") -> Step:
     """Any messages as the body of a stream, sent whole."""
     body = ("[" + ",\r\n".join(map(json.dumps, messages)) + end).encode()
-    return lambda _server, _call: Reply((http_response(200, JSON, body),))
+    return lambda _server, _call: EmulatedReply((http_response(200, JSON, body),))
 
 
 def said(*parts: object, finish: int = 0) -> dict[str, object]:
@@ -163,10 +163,16 @@ def test_thoughts_are_left_out(server: ScriptedGemini, gemini: Gemini) -> None:
 
 
 def test_white_space_around_the_array_does_no_harm(server: ScriptedGemini, gemini: Gemini) -> None:
-    """Nor does an answer that ends without the array's end, once its finish reason came."""
-    server.answers(array(said({"text": "a"}, finish=1), end="\n]\r\n"), array(said({"text": "a"}, finish=1), end=""))
+    """As it comes before the array's end, or behind it."""
+    server.answers(array(said({"text": "a"}, finish=1), end="\n]\r\n"))
     assert read(gemini)[1].failure is None
-    assert read(gemini)[1].failure is None
+
+
+def test_an_array_without_its_end_is_no_whole_answer(server: ScriptedGemini, gemini: Gemini) -> None:
+    """Whatever its last element said: what broke off must not be kept or served as whole."""
+    server.answers(array(said({"text": "a"}, finish=1), end=""))
+    failure = failure_of(begin(gemini))
+    assert (type(failure), failure.maybe_billed) == (UpstreamInvalidAnswer, True)
 
 
 @pytest.mark.parametrize(
@@ -236,17 +242,18 @@ def test_the_first_chunk_is_due(server: ScriptedGemini, gemini: Gemini, step: St
     failure = failure_of(answer)
     assert time.monotonic() - begun <= SHORT + SLACK
     assert isinstance(failure, UpstreamTimeout)
-    assert (failure.retry, failure.breaks, failure.maybe_billed) == (Retry.NEVER, True, True)
+    assert (failure.breaks, failure.maybe_billed) == (True, True)
 
 
 # Streams that end in the middle
 
 
 @pytest.mark.parametrize(
-    ("end", "error"), [(CUT, UpstreamError), (IDLE, UpstreamTimeout), (Fault(503), UpstreamUnavailable)]
+    ("end", "error", "maybe_billed"),
+    [(CUT, UpstreamError, True), (IDLE, UpstreamTimeout, True), (Fault(503), UpstreamUnavailable, False)],
 )
 def test_what_came_before_the_failure_can_be_billed(
-    server: ScriptedGemini, gemini: Gemini, end: object, error: type[UpstreamFailure]
+    server: ScriptedGemini, gemini: Gemini, end: object, error: type[UpstreamFailure], maybe_billed: bool
 ) -> None:
     """A cut, an idle Gemini, an error document in mid-stream: text, usage and model so far stay readable."""
     server.answers(stream("one ", "two ", end))  # type: ignore[arg-type]
@@ -254,7 +261,7 @@ def test_what_came_before_the_failure_can_be_billed(
     assert list(islice(answer, 2)) == ["one ", "two "]
     failure = failure_of(answer)
     assert type(failure) is error
-    assert (failure.retry, failure.breaks, failure.maybe_billed) == (Retry.NEVER, True, True)
+    assert (failure.breaks, failure.maybe_billed) == (True, maybe_billed)
     assert answer.usage_so_far is not None
     assert answer.partial_answer() == Answer("one two ", MODEL, answer.usage_so_far)
     assert list(answer) == []
@@ -335,7 +342,7 @@ def test_a_close_in_the_middle_lets_go_of_the_connection(server: ScriptedGemini,
 def test_streams_at_once_do_not_mix(server: ScriptedGemini, gemini: Gemini) -> None:
     """16 threads stream at the same time over one client; each reads its own words."""
 
-    def echo(scripted: ScriptedGemini, call: Call) -> Reply:
+    def echo(scripted: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
         return stream(*(f"{call.prompt}-{part} " for part in range(5)))(scripted, call)
 
     server.answers(*[echo] * 16)

@@ -38,7 +38,7 @@ from mtllm.domain.errors import (
     UpstreamUnavailable,
 )
 from mtllm.domain.money import TokenUsage
-from mtllm.emulator.server import Call, Reply
+from mtllm.emulator import EmulatedReply, GeminiCall
 from mtllm.gemini import bodies
 from mtllm.gemini import deadlines as calls
 from mtllm.gemini.client import Gemini
@@ -83,14 +83,16 @@ def imported() -> None:
         gemini.warm_up()
 
 
-@pytest.fixture
-def client() -> Iterator[Client]:
-    """Makes clients of a scripted Gemini, or of any URL, and closes them."""
+@pytest.fixture(params=["sdk", "rest"])
+def client(request: pytest.FixtureRequest) -> Iterator[Client]:
+    """Makes clients of a scripted Gemini, or of any URL, and closes them; through the SDK, and without it."""
     made: list[Gemini] = []
 
     def make(server: ScriptedGemini | str, max_connections: int = 4) -> Gemini:
         endpoint = server if isinstance(server, str) else server.url
-        made.append(Gemini(api_key=KEY, model=MODEL, endpoint=endpoint, max_connections=max_connections))
+        made.append(
+            Gemini(api_key=KEY, model=MODEL, endpoint=endpoint, kind=request.param, max_connections=max_connections)
+        )
         return made[-1]
 
     yield make
@@ -207,7 +209,7 @@ def test_a_truncated_answer_says_so(client: Client) -> None:
     assert (answer.text, answer.finish_reason, answer.failure) == ("Half of", FinishReason.MAX_TOKENS, None)
     empty = answer_to(client, finished("MAX_TOKENS", "", thoughts=100))
     assert isinstance(empty.failure, MaxOutputTokensTooSmall)
-    assert empty.usage == TokenUsage(3, 100)
+    assert empty.usage == TokenUsage(3, 100, thinking=100)
 
 
 @pytest.mark.parametrize("reason", ["SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"])
@@ -302,7 +304,7 @@ def test_a_retired_model_names_the_setting_and_a_live_model(client: Client) -> N
     """The operator reads what to change and to what."""
     message = failure_of(client, status(404)).message
     assert "GEMINI_MODEL" in message
-    assert "gemini-3.5-flash-lite" in message
+    assert "gemini-3.1-flash-lite" in message
 
 
 # Faults of the protocol and of the wire
@@ -540,14 +542,14 @@ def test_a_connection_is_kept(client: Client) -> None:
 
 def _connections_made(gemini: Gemini) -> int:
     assert gemini._built is not None
-    return gemini._built.session.pool.num_connections
+    return int(gemini._built.session.pool.num_connections)
 
 
 def test_threads_share_one_client(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     """32 threads at once: each gets its own answer, 32 connections are kept, none is thrown away."""
     barrier = threading.Barrier(32)
 
-    def echo(server: ScriptedGemini, call: Call) -> Reply:
+    def echo(server: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
         return text(f"You said {call.prompt}")(server, call)
 
     with ScriptedGemini(default=echo) as server:
@@ -672,7 +674,7 @@ def test_a_proxy_is_used_for_other_hosts(client: Client, monkeypatch: pytest.Mon
         with pytest.raises(UpstreamError):
             ask(client("http://gemini.invalid"))
         thread.join()
-    assert asked[0].startswith(f"POST http://gemini.invalid/v1beta/models/{MODEL}:generateContent?".encode())
+    assert asked[0].startswith(f"POST http://gemini.invalid/v1beta/models/{MODEL}:generateContent".encode())
 
 
 @pytest.mark.parametrize(
@@ -706,7 +708,7 @@ def test_a_client_is_built_once(client: Client) -> None:
 
     def build(_: int) -> int:
         barrier.wait()
-        return id(gemini._sdk())
+        return id(gemini._client())
 
     with ThreadPoolExecutor(8) as threads:
         assert len(set(threads.map(build, range(8)))) == 1
@@ -741,10 +743,11 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]
         chosen = {"google_api_key": KEY, "gemini_api_endpoint": server and server.url, **settings}
         monkeypatch.setattr("mtllm.settings.load_settings", lambda: Settings(**chosen))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(gemini_wrapper, "_shared", None)
+    gemini_wrapper._from_environment.cache_clear()
     yield configure
-    if gemini_wrapper._shared is not None:
-        gemini_wrapper._shared[0].close()
+    if gemini_wrapper._from_environment.cache_info().currsize:
+        gemini_wrapper._from_environment().close()
+        gemini_wrapper._from_environment.cache_clear()
 
 
 def test_python_callers_get_text_code_and_labels(environment: Callable[..., None]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mtllm.domain.errors import BudgetExceeded, LedgerUnavailable
+from mtllm.domain.money import Amount, Charge, TokenUsage
 from mtllm.ledger import group_commit
 from mtllm.ledger.engine import Engine
 from mtllm.ledger.ledger import (
@@ -28,6 +29,7 @@ from mtllm.ledger.transaction import MIGRATIONS, migrate
 from tests.fakes import FakeClock
 from tests.ledgers import (
     ATTEMPT,
+    CHARGE,
     HIT,
     NOON,
     SETTLEMENT,
@@ -35,6 +37,7 @@ from tests.ledgers import (
     FaultyEngine,
     assert_adds_up,
     attempt,
+    settlement,
     until,
 )
 
@@ -64,7 +67,7 @@ def ledger(engine: FaultyEngine, clock: FakeClock) -> Iterator[Ledger]:
 
 def paid(ledger: Ledger, at: float = NOON, cost: int = 300, key: str | None = None) -> int:
     row_id = ledger.open(attempt(at, key=key))
-    ledger.settle(row_id, replace(SETTLEMENT, total_cost=cost))
+    ledger.settle(row_id, settlement(cost))
     return row_id
 
 
@@ -113,20 +116,7 @@ class TestAttempts:
         row_id = ledger.open(replace(ATTEMPT, key="team", number=2))
         ledger.settle(
             row_id,
-            Settlement(
-                "ok",
-                "model-b",
-                10,
-                2,
-                5,
-                100,
-                200,
-                300,
-                estimated=True,
-                input_price=7,
-                cached_input_price=8,
-                output_price=9,
-            ),
+            Settlement("ok", "model-b", replace(CHARGE, estimated=True)),
         )
         [row] = ledger.export(NOON, NOON + 1)
         assert row._asdict() == {
@@ -167,7 +157,7 @@ class TestAttempts:
     def test_settling_twice_counts_once(self, ledger: Ledger) -> None:
         """The first settlement stands, whatever a second one says."""
         row_id = paid(ledger)
-        ledger.settle(row_id, replace(SETTLEMENT, total_cost=999))
+        ledger.settle(row_id, settlement(999))
         assert ledger.totals().cost == 300
         assert_adds_up(ledger)
 
@@ -178,7 +168,7 @@ class TestAttempts:
 
     def test_unpriced_requests_are_counted(self, ledger: Ledger) -> None:
         """A model without a price costs 0 and is counted as unpriced."""
-        ledger.settle(ledger.open(ATTEMPT), Settlement("ok", "odd", 10, 0, 5, unpriced=True))
+        ledger.settle(ledger.open(ATTEMPT), Settlement("ok", "odd", Charge(Amount(TokenUsage(10, 5)), None)))
         assert ledger.totals() == Totals(1, 0, 10, 5, 0, 0, 1)
         assert_adds_up(ledger)
 

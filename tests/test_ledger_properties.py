@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from mtllm.domain.money import Amount, Charge, Cost, TokenUsage
+
 pytest.importorskip("hypothesis")
 
 from hypothesis import HealthCheck, settings
@@ -23,7 +25,7 @@ from hypothesis.stateful import (
 from mtllm.domain.errors import BudgetExceeded
 from mtllm.ledger.ledger import Attempt, Budget, BudgetState, GroupBy, Hit, Ledger, Settlement, Totals, key_scope
 from tests.fakes import FakeClock
-from tests.ledgers import NOON, Database
+from tests.ledgers import NOON, PRICE, Database
 
 HOUR, DAY = 3_600.0, 86_400.0
 BACKWARDS_SECONDS = 12 * HOUR
@@ -92,7 +94,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), status=statuses, model=words, cost=amounts, unpriced=st.booleans(), keep=st.booleans())
     def settle(self, data: st.DataObject, status: str, model: str, cost: int, unpriced: bool, keep: bool) -> None:
         row = data.draw(st.sampled_from([row for row in self.rows if row.row_id]))
-        end = Settlement(status, model, cost, 0, 2, total_cost=cost, unpriced=unpriced, keep_reservation=keep)
+        end = Settlement(
+            status, model, Charge(Amount(TokenUsage(cost, 2), Cost(cost)), None if unpriced else PRICE), keep
+        )
         self.ledger.settle(row.row_id, end)
         if row.status in ("open", "unsettled") and not row.pruned:
             row.status, row.model = status, model

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app import Api
 from mtllm.domain.completion import Origin
 from mtllm.domain.errors import LedgerUnavailable
+from mtllm.domain.money import Amount, TokenUsage
 from mtllm.logs.writer import RequestEvent
 from mtllm.stats.metrics import MODELS_NAMED, OTHER, UNKNOWN_MODEL, Histogram, Metrics
 from tests.fakes import FakeClock
@@ -154,11 +155,11 @@ def test_failures_show_up_in_breaker_and_codes(make_app: MakeApp, gemini: Script
 
 def test_rejections_and_shed_load_are_counted(make_app: MakeApp) -> None:
     """Past the rate limit, and past the places for Gemini."""
-    app = make_app(rate_limits="2/minute")
+    app = make_app(rate_limits="2/minute", gemini_queue_seconds="0")
     client = app.test_client()
     client.post(TEXT, json={"prompt": "x"})
-    for _ in range(app.service.admission.state().places):
-        app.service.admission.enter()
+    for _ in range(app.service.admission.state().slots):
+        app.service.admission.enter(0.0)
     client.post(TEXT, json={"prompt": "y"})
     client.post(TEXT, json={"prompt": "z"})
     samples = scraped(client)
@@ -206,24 +207,24 @@ def test_streams_are_counted_when_they_end(client: FlaskClient, gemini: Scripted
 
 def test_own_time_is_what_gemini_and_the_queue_leave(observed: Metrics) -> None:
     """Never below 0."""
-    observed.observe(event(duration=1.0, upstream_seconds=0.75, queue_seconds=0.125, attempts=1), Origin.PAID)
-    observed.observe(event(duration=1.0, upstream_seconds=1.5, attempts=1), Origin.PAID)
+    observed.observe(event(duration=1.0, upstream_seconds=0.75, queue_seconds=0.125, attempts=1, origin=Origin.PAID))
+    observed.observe(event(duration=1.0, upstream_seconds=1.5, attempts=1, origin=Origin.PAID))
     [figures] = observed.snapshot().routes.values()
     assert (figures.duration.total, figures.own.total, figures.upstream.total) == (2.0, 0.125, 2.25)
 
 
 def test_hits_have_savings_and_no_tokens(observed: Metrics) -> None:
     """Tokens and costs are those of paid calls."""
-    observed.observe(event(model="m", input_tokens=3, output_tokens=5, saved=7), Origin.HIT)
+    observed.observe(event(model="m", amount=Amount(TokenUsage(3, 5)), saved=7, origin=Origin.HIT))
     [money] = observed.snapshot().money.values()
-    assert (money.input_tokens, money.output_tokens, money.saved) == (0, 0, 7)
+    assert (money.paid.usage.input, money.paid.usage.output, money.saved) == (0, 0, 7)
 
 
 def test_labels_are_bounded(observed: Metrics) -> None:
     """A thousand models and paths make a handful of series."""
     for number in range(1000):
-        observed.observe(event(model=f"model-{number}", path=f"/{number}"), Origin.PAID)
-    observed.observe(event(model=None), Origin.PAID)
+        observed.observe(event(model=f"model-{number}", path=f"/{number}", origin=Origin.PAID))
+    observed.observe(event(model=None, origin=Origin.PAID))
     snapshot = observed.snapshot()
     assert len(snapshot.money) == MODELS_NAMED + 2
     assert {("text", OTHER), ("text", UNKNOWN_MODEL)} <= set(snapshot.money)
@@ -246,7 +247,7 @@ def test_nothing_is_lost_between_threads(observed: Metrics) -> None:
     def work() -> None:
         start.wait()
         for _ in range(500):
-            observed.observe(event(model="m", duration=0.25, input_tokens=1), Origin.PAID)
+            observed.observe(event(model="m", duration=0.25, amount=Amount(TokenUsage(1)), origin=Origin.PAID))
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -257,14 +258,14 @@ def test_nothing_is_lost_between_threads(observed: Metrics) -> None:
     [figures], [money] = snapshot.routes.values(), snapshot.money.values()
     assert figures.statuses == {200: 4000}
     assert sum(figures.duration.counts) == 4000
-    assert money.input_tokens == 4000
+    assert money.paid.usage.input == 4000
 
 
 def test_a_snapshot_stands_still(observed: Metrics) -> None:
     """What is observed later does not change it."""
-    observed.observe(event(), None)
+    observed.observe(event())
     before = observed.snapshot()
-    observed.observe(event(), None)
+    observed.observe(event())
     [figures] = before.routes.values()
     assert figures.statuses == {200: 1}
 
@@ -304,19 +305,3 @@ def test_queries_of_the_readme_ask_for_metrics_that_are_there(make_app: MakeApp)
     names = {name for name, _ in scraped(client)}
     for name in re.findall(r"\bmtllm_\w*[a-z]\b", (MONITORING / "README.md").read_text()):
         assert name in names, name
-
-
-def test_prometheus_and_compose_files_fit_together(yaml: Any, make_app: MakeApp) -> None:
-    """The scraped host, port and path are the service's; the files that one names the other mounts."""
-    prometheus = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
-    compose = yaml.safe_load((MONITORING / "compose.yaml").read_text())
-    [job] = prometheus["scrape_configs"]
-    [target] = job["static_configs"][0]["targets"]
-    name, port = target.split(":")
-    service = compose["services"][name]
-    assert any(mapping.endswith(f":{port}") for mapping in service["ports"])
-    assert make_app().test_client().get(job["metrics_path"]).status_code == 200
-    mounted = {volume.split(":")[1] for volume in compose["services"]["prometheus"]["volumes"]}
-    assert {*prometheus["rule_files"], job["authorization"]["credentials_file"]} <= mounted
-    settings = {field.upper() for field in make_app().settings.__class__.model_fields}
-    assert set(service["environment"]) <= settings

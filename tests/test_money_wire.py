@@ -24,7 +24,7 @@ from mtllm.billing.cli import main as cost_tracker
 from mtllm.billing.export import COLUMNS
 from mtllm.domain.money import format_usd
 from mtllm.domain.times import rfc3339
-from mtllm.emulator.server import Call, Reply, answered, candidate
+from mtllm.emulator import EmulatedReply, GeminiCall, answered, candidate
 from mtllm.ledger.ledger import Attempt, Hit, open_ledger
 from tests.fakes import FakeClock
 from tests.ledgers import until
@@ -76,7 +76,7 @@ def stats_of(app: Api) -> Any:
 def by(model: str) -> Step:
     """An answer of another model than the one that was asked: 10 tokens in, 20 out at most."""
 
-    def step(gemini: ScriptedGemini, call: Call) -> Reply:
+    def step(gemini: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
         used = {"promptTokenCount": 10, "candidatesTokenCount": 20, "totalTokenCount": 30}
         payload = candidate(call, "fine", finish_reason="STOP") | {"modelVersion": model, "usageMetadata": used}
         return answered(call, [payload])
@@ -173,10 +173,10 @@ def test_without_gemini_s_counts_the_cost_is_marked_as_estimated(app: Api, gemin
 
 def test_the_model_that_answered_is_the_one_that_is_paid(app: Api, gemini: ScriptedGemini) -> None:
     """Not the one that was asked; by its exact name or the longest that it continues."""
-    gemini.answers(by("gemini-2.5-pro"), by("gemini-2.5-flash-lite-preview-09-2025"))
-    assert [nano(ask(app, prompt)) for prompt in "ab"] == [10 * 1250 + 20 * 10_000, 10 * 100 + 20 * 400]
+    gemini.answers(by("gemini-3.1-pro-preview"), by("gemini-2.5-flash-lite-preview-09-2025"))
+    assert [nano(ask(app, prompt)) for prompt in "ab"] == [10 * 2000 + 20 * 12_000, 10 * 100 + 20 * 400]
     assert [(row["model"], row["output_price"]) for row in rows_of(app)] == [
-        ("gemini-2.5-pro", "10.000000000"),
+        ("gemini-3.1-pro-preview", "12.000000000"),
         ("gemini-2.5-flash-lite-preview-09-2025", "0.400000000"),
     ]
 
@@ -461,7 +461,7 @@ class TestFullDisk:
                 refused = asked.result()
         assert (refused.status_code, refused.json["code"], nano(refused)) == (503, "ledger_unavailable", 0)  # type: ignore[index]
         healed(app)
-        app.service.maintenance.look()
+        app.service.maintenance.run_due()
         billed = gemini.delivered.prompt * 100 + gemini.delivered.candidates * 400
         rows = rows_of(app)
         assert [row["status"] for row in rows] == ["ok", "ok"]

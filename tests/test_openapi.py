@@ -13,7 +13,7 @@ from werkzeug.test import TestResponse
 from app import Api
 from mtllm.http import headers
 from mtllm.pages import openapi, swagger
-from mtllm.pages.swagger import DOCUMENT_PATH
+from mtllm.pages.paths import DOCUMENT_PATH
 from mtllm.security.access import Access, access_of
 from mtllm.stats import schemas
 from mtllm.tasks import TASKS

@@ -9,9 +9,10 @@ from threading import Barrier, Lock, Thread
 
 import pytest
 
-from lru_cache import RateLimitCache
 from mtllm.domain.limits import Limit, Verdict, parse_limits
-from mtllm.ratelimit.limiter import RateLimiter, limit_header, policy_header
+from mtllm.http.headers import limit_header, policy_header
+from mtllm.ratelimit.clients import ClientTable
+from mtllm.ratelimit.limiter import RateLimiter
 from tests.fakes import FakeClock
 
 MINUTE = Limit(3, 60)
@@ -23,12 +24,12 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def table(clock: FakeClock) -> RateLimitCache:
-    return RateLimitCache(monotonic=clock)
+def table(clock: FakeClock) -> ClientTable:
+    return ClientTable(monotonic=clock)
 
 
 @pytest.fixture
-def limiter(table: RateLimitCache, clock: FakeClock) -> RateLimiter:
+def limiter(table: ClientTable, clock: FakeClock) -> RateLimiter:
     return RateLimiter(table, monotonic=clock)
 
 
@@ -70,7 +71,7 @@ class TestGrammar:
 
 
 class TestHit:
-    def test_no_limits_no_verdict(self, limiter: RateLimiter, table: RateLimitCache) -> None:
+    def test_no_limits_no_verdict(self, limiter: RateLimiter, table: ClientTable) -> None:
         """Without limits nothing is judged and nothing remembered."""
         assert limiter.hit("a", ()) is None
         assert table.size() == 0
@@ -117,14 +118,13 @@ class TestHit:
         assert hit(limiter, "a", short, long)[:3] == (True, long, 0)
         assert hit(limiter, "a", short, long) == Verdict(False, long, 0, 80, 80, (short, long))
 
-    def test_a_rejection_waits_for_no_lock(self, limiter: RateLimiter, table: RateLimitCache, clock: FakeClock) -> None:
+    def test_a_rejection_waits_for_no_lock(self, limiter: RateLimiter, table: ClientTable, clock: FakeClock) -> None:
         """A client at its limit is told so even while another call of it is being judged, until there is room again."""
         for _ in range(3):
             hit(limiter, "a", MINUTE)
-        calls = table.held("a")
-        clock.advance(59)
-        assert hit(limiter, "a", MINUTE) == Verdict(False, MINUTE, 0, 1, 1, (MINUTE,))
-        calls.lock.release()
+        with table.locked("a"):
+            clock.advance(59)
+            assert hit(limiter, "a", MINUTE) == Verdict(False, MINUTE, 0, 1, 1, (MINUTE,))
         clock.advance(1)
         assert hit(limiter, "a", MINUTE).admitted
 
@@ -204,14 +204,14 @@ class TestHit:
 
 class TestFlood:
     @pytest.fixture
-    def table(self, clock: FakeClock) -> RateLimitCache:
-        return RateLimitCache(10, monotonic=clock)
+    def table(self, clock: FakeClock) -> ClientTable:
+        return ClientTable(10, monotonic=clock)
 
     def exhaust(self, limiter: RateLimiter, client: str) -> None:
         while hit(limiter, client, MINUTE).admitted:
             pass
 
-    def test_new_clients_do_not_free_a_limited_one(self, limiter: RateLimiter, table: RateLimitCache) -> None:
+    def test_new_clients_do_not_free_a_limited_one(self, limiter: RateLimiter, table: ClientTable) -> None:
         """A flood of addresses evicts each other, not the one at its limit, even when that one keeps quiet."""
         self.exhaust(limiter, "limited")
         for number in range(1000):
@@ -219,7 +219,7 @@ class TestFlood:
         assert table.size() == 10
         assert not hit(limiter, "limited", MINUTE).admitted
 
-    def test_a_table_of_limited_clients_makes_room(self, limiter: RateLimiter, table: RateLimitCache) -> None:
+    def test_a_table_of_limited_clients_makes_room(self, limiter: RateLimiter, table: ClientTable) -> None:
         """When everybody is at a limit, one of them goes: the table is bounded whatever happens."""
         for number in range(30):
             self.exhaust(limiter, f"limited-{number}")
@@ -238,7 +238,7 @@ class TestFlood:
         assert not hit(limiter, "limited", Limit(1, 100)).admitted
 
     def test_those_whose_time_is_over_go_first(
-        self, limiter: RateLimiter, table: RateLimitCache, clock: FakeClock
+        self, limiter: RateLimiter, table: ClientTable, clock: FakeClock
     ) -> None:
         """Clients that were at a limit once do not crowd out the active ones for ever."""
         for number in range(9):
@@ -250,7 +250,7 @@ class TestFlood:
         assert [hit(limiter, f"active-{number}", MINUTE).remaining for number in range(9)] == [0] * 9
 
     def test_a_client_that_comes_back_is_like_any_other(
-        self, limiter: RateLimiter, table: RateLimitCache, clock: FakeClock
+        self, limiter: RateLimiter, table: ClientTable, clock: FakeClock
     ) -> None:
         """When its window has passed a client is no longer protected."""
         self.exhaust(limiter, "a")

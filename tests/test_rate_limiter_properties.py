@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lru_cache import RateLimitCache
 from mtllm.domain.limits import Limit
+from mtllm.ratelimit.clients import ClientTable
 from mtllm.ratelimit.limiter import RateLimiter
 from tests.fakes import FakeClock
 
@@ -45,7 +46,7 @@ def ask(limiter: RateLimiter, client: str, limits: tuple[Limit, ...], times: lis
 def test_the_limiter_does_what_counting_does(limits: tuple[Limit, ...], calls: list[tuple[float, str]]) -> None:
     """Admission, remaining, reset and retry_after are those of a list of all admitted times."""
     clock = FakeClock(0.0)
-    limiter = RateLimiter(RateLimitCache(monotonic=clock), monotonic=clock)
+    limiter = RateLimiter(ClientTable(monotonic=clock), monotonic=clock)
     admitted: dict[str, list[float]] = {"a": [], "b": []}
     for pause, client in calls:
         clock.advance(pause)
@@ -61,7 +62,7 @@ def test_the_limiter_does_what_counting_does(limits: tuple[Limit, ...], calls: l
 def test_amounts_may_change_from_call_to_call(windows: list[int], calls: list[tuple[float, list[int]]]) -> None:
     """The same when each call comes with other amounts for the same windows, as a change of the keys' file brings."""
     clock = FakeClock(0.0)
-    limiter = RateLimiter(RateLimitCache(monotonic=clock), monotonic=clock)
+    limiter = RateLimiter(ClientTable(monotonic=clock), monotonic=clock)
     times: list[float] = []
     for pause, amounts in calls:
         clock.advance(pause)
@@ -73,7 +74,7 @@ def test_amounts_may_change_from_call_to_call(windows: list[int], calls: list[tu
 def test_no_window_admits_more_than_its_amount(limits: tuple[Limit, ...], pauses: list[float]) -> None:
     """Wherever a window is laid, it holds at most its amount of admitted calls."""
     clock = FakeClock()
-    limiter = RateLimiter(RateLimitCache(monotonic=clock), monotonic=clock)
+    limiter = RateLimiter(ClientTable(monotonic=clock), monotonic=clock)
     admitted: list[float] = []
     for pause in pauses:
         clock.advance(pause)
@@ -92,13 +93,14 @@ def test_a_table_that_is_too_small_stays_bounded(
 ) -> None:
     """Whoever comes, the table never holds more than its size, and the one who just came is in it."""
     clock = FakeClock(0.0)
-    table = RateLimitCache(size, monotonic=clock)
+    table = ClientTable(size, monotonic=clock)
     limiter = RateLimiter(table, monotonic=clock)
     for pause, client in calls:
         clock.advance(pause)
         limiter.hit(str(client), limits)
         assert table.size() <= size
-        assert table.get_count(str(client), 1000) >= 1
+        with table.locked(str(client)) as held:
+            assert held.count(1000, clock()) >= 1
 
 
 @settings(max_examples=100, deadline=None)

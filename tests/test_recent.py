@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from werkzeug.routing import Map
 
 from app import Api
 from mtllm.domain.completion import Origin
-from mtllm.logs.writer import RequestEvent
+from mtllm.domain.events import RequestEvent
+from mtllm.stats.metrics import Metrics
 from mtllm.stats.recent import ERRORS_KEPT, TIMES_KEPT, Recent
 from tests.scripted_gemini import ScriptedGemini, status
 
@@ -23,7 +25,7 @@ def test_percentiles_are_values_that_occurred() -> None:
     """By nearest rank: of 1 to 100, p95 is 95."""
     recent = Recent()
     for number in range(100, 0, -1):
-        recent.observe(replace(ANSWERED, duration=float(number)), Origin.HIT)
+        recent.observe(replace(ANSWERED, duration=float(number), origin=Origin.HIT))
     hit = recent.latencies().hit
     assert (hit.samples, hit.p50, hit.p95, hit.p99, hit.longest) == (100, 50.0, 95.0, 99.0, 100.0)
 
@@ -34,16 +36,15 @@ def test_percentiles_are_values_that_occurred() -> None:
 def test_what_waited_for_gemini_is_a_miss(origin: Origin, kind: str) -> None:
     """And only what came from the cache is a hit."""
     recent = Recent()
-    recent.observe(ANSWERED, origin)
+    recent.observe(replace(ANSWERED, origin=origin))
     latencies = recent.latencies()
     assert {"hit": latencies.hit.samples, "miss": latencies.miss.samples} == {"hit": 0, "miss": 0} | {kind: 1}
 
 
-@pytest.mark.parametrize("origin", [None, Origin.NONE])
-def test_what_came_to_no_answer_has_no_latency(origin: Origin | None) -> None:
+def test_what_came_to_no_answer_has_no_latency() -> None:
     """Health checks and refusals would make the service look fast."""
     recent = Recent()
-    recent.observe(ANSWERED, origin)
+    recent.observe(ANSWERED)
     assert recent.latencies().miss == recent.latencies().own == recent.latencies().hit
     assert recent.latencies().own.samples == 0
 
@@ -51,9 +52,9 @@ def test_what_came_to_no_answer_has_no_latency(origin: Origin | None) -> None:
 def test_the_own_share_is_without_gemini_and_queue() -> None:
     """Nor is it ever negative, whatever the clocks say."""
     recent = Recent()
-    recent.observe(replace(ANSWERED, queue_seconds=0.25, upstream_seconds=0.5), Origin.PAID)
+    recent.observe(replace(ANSWERED, queue_seconds=0.25, upstream_seconds=0.5, origin=Origin.PAID))
     assert recent.latencies().own.longest == 0.25
-    recent.observe(replace(ANSWERED, upstream_seconds=2.0), Origin.PAID)
+    recent.observe(replace(ANSWERED, upstream_seconds=2.0, origin=Origin.PAID))
     assert recent.latencies().own.p50 == 0.0
 
 
@@ -61,26 +62,28 @@ def test_old_times_are_forgotten() -> None:
     """Percentiles are those of the latest requests."""
     recent = Recent()
     for _ in range(TIMES_KEPT):
-        recent.observe(replace(ANSWERED, duration=9.0), Origin.HIT)
+        recent.observe(replace(ANSWERED, duration=9.0, origin=Origin.HIT))
     for _ in range(TIMES_KEPT):
-        recent.observe(ANSWERED, Origin.HIT)
+        recent.observe(replace(ANSWERED, origin=Origin.HIT))
     assert recent.latencies().hit.longest == 1.0
 
 
+def observe_both(recent: Recent, metrics: Metrics, event: RequestEvent) -> None:
+    """What an application does with a finished request."""
+    metrics.observe(event)
+    recent.observe(event)
+
+
 def test_a_flood_of_one_error_leaves_the_others() -> None:
-    """Each code keeps its own latest cases, and counts them all."""
-    recent = Recent()
-    recent.observe(replace(FAILED, code="internal_error", status=500), None)
+    """Each code keeps its own latest cases, and the metrics count them all."""
+    recent, metrics = Recent(), Metrics(Map())
+    observe_both(recent, metrics, replace(FAILED, code="internal_error", status=500))
     for number in range(10 * ERRORS_KEPT):
-        recent.observe(replace(FAILED, timestamp=2000.0 + number, request_id=str(number)), None)
-    flood, single = recent.errors()
-    assert (flood.code, flood.count, len(flood.latest), flood.latest[-1].request_id) == (
-        "overloaded",
-        50,
-        ERRORS_KEPT,
-        "49",
-    )
-    assert (single.code, single.count) == ("internal_error", 1)
+        observe_both(recent, metrics, replace(FAILED, timestamp=2000.0 + number, request_id=str(number)))
+    (flood, latest), (single, _) = recent.errors().items()
+    counts = metrics.snapshot()
+    assert (flood, counts.errors(flood), len(latest), latest[-1].request_id) == ("overloaded", 50, ERRORS_KEPT, "49")
+    assert (single, counts.errors(single)) == ("internal_error", 1)
 
 
 @pytest.mark.parametrize(
@@ -92,9 +95,11 @@ def test_a_flood_of_one_error_leaves_the_others() -> None:
 )
 def test_noise_is_not_noted(noise: RequestEvent) -> None:
     """Paths that are not there, and the way a browser is asked for a key."""
-    recent = Recent()
-    recent.observe(noise, None)
-    assert recent.errors() == []
+    recent, metrics = Recent(), Metrics(Map())
+    observe_both(recent, metrics, noise)
+    assert recent.errors() == {}
+    assert noise.code is not None
+    assert metrics.snapshot().errors(noise.code) == 0
 
 
 def ask(client: FlaskClient, prompt: str, **headers: str) -> int:

@@ -18,7 +18,7 @@ from app import Api, create_app
 from mtllm.billing.tokens import TokenCounter
 from mtllm.domain.money import NANO, format_usd
 from mtllm.domain.times import LATEST, parse_time
-from mtllm.emulator.server import Call, Reply, answered, candidate
+from mtllm.emulator import EmulatedReply, GeminiCall, answered, candidate
 from mtllm.settings import load_settings
 from tests.fakes import FakeClock
 from tests.scripted_gemini import (
@@ -60,7 +60,7 @@ class Bill:
     def without_usage(self, said: str, step: Step) -> Step:
         """Tokens are estimated, of the words that are sent and of those (`said`) that come back by `step`."""
 
-        def billed(gemini: ScriptedGemini, call: Call) -> Reply:
+        def billed(gemini: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
             asked = "\n".join((call.system, call.prompt, *call.labels))
             self.nano += self._counter.count_tokens(asked) * INPUT + self._counter.count_tokens(said) * OUTPUT
             return step(gemini, call)
@@ -70,7 +70,7 @@ class Bill:
     def of_another(self, model: str, nano: int) -> Step:
         """Ten tokens in, twenty out, of a model that costs `nano` for them; 0 = nobody knows."""
 
-        def step(gemini: ScriptedGemini, call: Call) -> Reply:
+        def step(gemini: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
             self.nano += nano
             self.unpriced += not nano
             used = {"promptTokenCount": 10, "candidatesTokenCount": 20, "totalTokenCount": 30}
@@ -89,7 +89,7 @@ BEHAVIOURS: dict[str, Callable[[Bill], Step]] = {
     "blocks the prompt": lambda _: blocked_prompt(),
     "says nothing": lambda _: no_candidates(),
     "reports no usage": lambda bill: bill.without_usage("fine", no_usage("fine")),
-    "has another model answer": lambda bill: bill.of_another("gemini-2.5-pro", 10 * 1250 + 20 * 10_000),
+    "has another model answer": lambda bill: bill.of_another("gemini-3.1-pro-preview", 10 * 2000 + 20 * 12_000),
     "has an unknown model answer": lambda bill: bill.of_another("gemini-99", 0),
     "is overloaded": lambda _: status(503, retry_delay="0.001s"),
     "is over its quota": lambda _: status(429, retry_delay="0.001s"),

@@ -81,9 +81,9 @@ def test_ordinary_text_is_left_alone(text: str) -> None:
 
 def test_configured_secrets_are_masked_in_every_spelling() -> None:
     """As they are, percent-encoded and as JSON; the longer one first where one holds another."""
-    shown = Redactor(("pa ss/é", "canary", "canary-longer", "abc")).shown
+    show = Redactor(("pa ss/é", "canary", "canary-longer", "abc")).show
     text = "pa ss/é pa%20ss%2F%C3%A9 pa ss/\\u00e9 canary canary-longer abc"
-    assert json.loads(shown(text, 1000)) == " ".join(["[redacted]"] * 5) + " abc"
+    assert json.loads(show(text, 1000)) == " ".join(["[redacted]"] * 5) + " abc"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_nothing_of_a_secret_is_left(text: str) -> None:
 @pytest.mark.parametrize("offset", [0, 1, 40, 50, 51, 60, 100, 99 + MARGIN, 100 + MARGIN, 101 + MARGIN])
 def test_a_cut_through_a_secret_shows_no_half_of_it(offset: int) -> None:
     """Wherever the text is cut, no piece of the key is left standing."""
-    shown = Redactor().shown(" " * offset + "AIzaSyCanary" + "K" * 27 + " " * 2000, 100)
+    shown = Redactor().show(" " * offset + "AIzaSyCanary" + "K" * 27 + " " * 2000, 100)
     assert "Canar" not in shown
     assert shown.endswith('[cut]"')
 
@@ -139,7 +139,7 @@ def test_a_cut_through_a_secret_shows_no_half_of_it(offset: int) -> None:
 def test_masks_before_the_cut_uncover_nothing_behind_it() -> None:
     """Long secrets that shrink to a mask do not pull the unread end of the text into view."""
     text = "sk-" + "a" * 500 + " " * 105 + "sk-canary-0123456789"
-    assert "canary" not in Redactor().shown(text[: 100 + MARGIN + 2] + "x", 100)
+    assert "canary" not in Redactor().show(text[: 100 + MARGIN + 2] + "x", 100)
 
 
 @pytest.mark.parametrize(

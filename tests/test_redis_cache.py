@@ -7,16 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from lru_cache import ResponseCache
-from mtllm.caching.redis_tier import TieredCache, decoded, encoded
+from mtllm.caching.redis_tier import TieredCache, decode, encode
+from mtllm.caching.responses import AnswerStore
 from mtllm.completions.ports import AnswerCache
 from mtllm.domain.completion import StoredAnswer
+from mtllm.domain.money import TokenUsage
 from mtllm.redis_link import Connections, RedisLink
 from tests.fakes import FakeClock
 from tests.redis_server import PATIENCE_SECONDS, RedisServer, linked, running_redis
 
 KEY = bytes(range(20))
-ANSWER = StoredAnswer(b'{"generated_text": "h\xc3\xa4?\\n"}', 8, 425, 170_800, "gemini", "stop", 0.0)
+ANSWER = StoredAnswer(b'{"generated_text": "h\xc3\xa4?\\n"}', TokenUsage(8, 425), 170_800, "gemini", "stop", 0.0)
 NEVER = 3600.0
 
 
@@ -45,8 +46,8 @@ def line(redis: RedisServer) -> Iterator[Connections]:
     connections.disconnect()
 
 
-def own_cache(clock: FakeClock, max_size: int = 500) -> ResponseCache:
-    return ResponseCache(max_size, 100, stale_seconds=50, clock=clock, monotonic=clock)
+def own_cache(clock: FakeClock, max_size: int = 500) -> AnswerStore:
+    return AnswerStore(max_size, 100, stale_seconds=50, clock=clock, monotonic=clock)
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_a_clock_that_is_behind_does_not_hide_answers(link: RedisLink, clock: Fa
     TieredCache(link, own_cache(ahead), ttl=100, clock=ahead).store(KEY, replace(ANSWER, stored_at=ahead()))
     behind = TieredCache(link, own_cache(clock), ttl=100, clock=clock)
     for _ in range(2):
-        assert behind.look_up(KEY) == (replace(ANSWER, stored_at=clock()), 0, 100.5)
+        assert behind.look_up(KEY) == (replace(ANSWER, stored_at=clock()), 0, 100)
 
 
 def test_deletion_empties_all_tiers(
@@ -172,7 +173,7 @@ def test_an_answer_on_its_way_here_is_deleted_too(
 ) -> None:
     """Deleted between the look into Redis and its keeping here, it is not kept."""
 
-    class Late(ResponseCache):
+    class Late(AnswerStore):
         def restore(self, entries: object) -> int:
             one.clear()
             other.sync(line)
@@ -215,10 +216,10 @@ def test_a_deletion_stays_owed_until_it_succeeds(redis: RedisServer, clock: Fake
     """A beat that fails half-way leaves it to the next."""
 
     class Broken:
-        def ask(self, *command: object) -> None:
+        def command(self, *args: object) -> None:
             raise ConnectionResetError
 
-        run = ask
+        run = command
 
     with linked(redis) as link:
         cache = TieredCache(link, own_cache(clock), ttl=100, clock=clock)
@@ -263,9 +264,9 @@ def test_a_damaged_value_is_a_miss(
 
 def test_a_value_belongs_to_its_key() -> None:
     """What stands under another key is not an answer to this one."""
-    value = encoded(KEY, ANSWER, 12.5)
-    assert decoded(KEY, value) == (ANSWER, 12.5)
-    assert decoded(b"other", value) is None
+    value = encode(KEY, ANSWER, 12.5)
+    assert decode(KEY, value) == (ANSWER, 12.5)
+    assert decode(b"other", value) is None
 
 
 def test_a_value_of_another_type_is_not_an_answer(
@@ -275,3 +276,41 @@ def test_a_value_of_another_type_is_not_an_answer(
     redis.say("RPUSH", b"mtllm:1:answer:" + KEY, "x")
     assert process().look_up(KEY) is None
     assert link.health().failures == 1
+
+
+def test_an_answer_of_the_first_version_is_read() -> None:
+    """Processes of two versions may share one Redis: the format did not change with the classes."""
+    first = (
+        b'mtllm answer 1\n\x84,i\xb2uj\xd3K\x18\xd7\xf9J\xc9\xd7\xd5\xa2{"input_tokens": 8, "output_tokens": 425, '
+        b'"cost": 170800, "model": "gemini", "finish_reason": "stop", "stored_at": 0.0, "fresh_until": 100.0}\n'
+        b'{"generated_text": "h\xc3\xa4?\\n"}'
+    )
+    assert decode(KEY, first) == (ANSWER, 100.0)
+    assert decode(KEY, encode(KEY, ANSWER, 100.0)) == (ANSWER, 100.0)
+
+
+@pytest.mark.parametrize(("ttl", "left"), [(100.0, 60), (50.0, 10), (1000.0, 60)])
+def test_the_present_ttl_holds_for_what_redis_has(link: RedisLink, clock: FakeClock, ttl: float, left: float) -> None:
+    """A process with a lower ttl serves no older answers; one with a higher ttl makes none live longer."""
+    TieredCache(link, own_cache(clock), ttl=100, clock=clock).store(KEY, replace(ANSWER, stored_at=clock()))
+    clock.advance(40)
+    own = AnswerStore(500, ttl, clock=clock, monotonic=clock)
+    other = TieredCache(link, own, ttl=ttl, clock=clock)
+    for _ in range(2):  # from Redis, then from its own tier
+        found = other.look_up(KEY)
+        assert found is not None
+        assert (found.age, found.ttl) == (40, left)
+
+
+@pytest.mark.parametrize(("ttl", "stale_seconds"), [(0.0, 0.0), (0.0, 1000.0), (30.0, 10.0)])
+def test_what_the_present_settings_end_is_not_served_from_redis(
+    link: RedisLink, clock: FakeClock, ttl: float, stale_seconds: float
+) -> None:
+    """Neither fresh nor stale: a ttl of 0 is none at all, and lowered stale_seconds hold for older answers too."""
+    before = TieredCache(link, own_cache(clock), ttl=100, stale_seconds=100, clock=clock)
+    before.store(KEY, replace(ANSWER, stored_at=clock()))
+    clock.advance(40)
+    own = AnswerStore(500, ttl, stale_seconds=stale_seconds, clock=clock, monotonic=clock)
+    now = TieredCache(link, own, ttl=ttl, stale_seconds=stale_seconds, clock=clock)
+    assert now.look_up(KEY) is None
+    assert now.look_up_stale(KEY) is None

@@ -6,12 +6,23 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterator
+from threading import Thread
 
 import pytest
 
-from mtllm.redis_link import TIMEOUT_SECONDS, WARN_SECONDS, Line, RedisHealth, RedisLink, RedisUnavailable, Script
+from mtllm.redis_link import (
+    MAX_CONCURRENT,
+    SCRIPT_TIMEOUT_SECONDS,
+    TIMEOUT_SECONDS,
+    WARN_SECONDS,
+    RedisCommands,
+    RedisHealth,
+    RedisLink,
+    RedisUnavailable,
+    Script,
+)
 from tests.fakes import FakeClock
-from tests.redis_server import RedisServer, linked, running_redis, wait_until
+from tests.redis_server import PATIENCE_SECONDS, RedisServer, linked, running_redis, wait_until
 
 
 @pytest.fixture
@@ -22,7 +33,7 @@ def redis() -> Iterator[RedisServer]:
 
 def refused(link: RedisLink) -> bool:
     try:
-        link.ask("PING")
+        link.command("PING")
     except RedisUnavailable:
         return True
     return False
@@ -31,19 +42,21 @@ def refused(link: RedisLink) -> bool:
 def test_questions_are_answered(redis: RedisServer) -> None:
     """Commands and scripts, by a connection that is used again."""
     with linked(redis) as link:
-        assert link.ask("SET", "a", b"\x00\xff") == b"OK"
-        assert link.ask("GET", "a") == b"\x00\xff"
+        assert link.command("SET", "a", b"\x00\xff") == b"OK"
+        assert link.command("GET", "a") == b"\x00\xff"
         assert link.run(Script("return KEYS[1] .. ARGV[1]"), ["k"], ["v"]) == b"kv"
-        assert redis.say("INFO", "clients")["connected_clients"] == 2  # the link's and this one
+        assert link.command("GET", "a") == b"\x00\xff"
+        # one each for commands, scripts and the beat, and this one
+        assert redis.say("INFO", "clients")["connected_clients"] == 4
         assert link.health() == RedisHealth(up=True, failures=0, refused=0)
 
 
 def test_a_connection_that_redis_closed_is_replaced(redis: RedisServer) -> None:
     """Redis may close what is idle; that is no failure."""
     with linked(redis, beat_seconds=3600) as link:
-        link.ask("PING")
+        link.command("PING")
         redis.say("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        assert link.ask("PING") == b"PONG"
+        assert link.command("PING") == b"PONG"
         assert link.health().failures == 0
 
 
@@ -51,20 +64,20 @@ def test_one_refusal_is_one_questions_trouble(redis: RedisServer) -> None:
     """What Redis refuses is as good as no answer, and makes the link probe it; the others go on asking."""
     beats: list[object] = []
     with linked(redis, beats.append, beat_seconds=3600) as link:
-        link.ask("SET", "a", "word")
+        link.command("SET", "a", "word")
         assert len(beats) == 1
         with pytest.raises(RedisUnavailable):
-            link.ask("INCR", "a")
+            link.command("INCR", "a")
         wait_until(lambda: len(beats) == 2)
-        assert link.ask("GET", "a") == b"word"
+        assert link.command("GET", "a") == b"word"
         assert link.health() == RedisHealth(up=True, failures=1, refused=0)
 
 
 def test_a_redis_that_takes_no_writes_is_down(redis: RedisServer) -> None:
     """The beat does what requests need, so it finds out that memory is full, and that it is not any more."""
 
-    def write(line: Line) -> None:
-        line.ask("SET", "a", "b")
+    def write(line: RedisCommands) -> None:
+        line.command("SET", "a", "b")
 
     with linked(redis, write, beat_seconds=0.01) as link:
         redis.say("CONFIG", "SET", "maxmemory", 1)
@@ -108,7 +121,7 @@ def test_it_comes_back_with_a_new_redis(redis: RedisServer) -> None:
         wait_until(lambda: refused(link))
         redis.start()
         wait_until(lambda: link.health().up)
-        assert link.ask("PING") == b"PONG"
+        assert link.command("PING") == b"PONG"
 
 
 def test_it_starts_without_redis(redis: RedisServer) -> None:
@@ -134,7 +147,7 @@ def test_a_flapping_redis_is_told_once_a_minute(redis: RedisServer) -> None:
     clock = FakeClock()
     troubles = deque[int]()
 
-    def stumble(_: Line) -> None:
+    def stumble(_: RedisCommands) -> None:
         if troubles:
             troubles.pop()
             raise ConnectionResetError
@@ -188,3 +201,40 @@ def test_a_bad_url_is_a_value_error(url: str) -> None:
     pytest.importorskip("redis")
     with pytest.raises(ValueError, match=r"."):
         RedisLink(url, warn=print)
+
+
+def test_scripts_do_not_queue_behind_commands(redis: RedisServer) -> None:
+    """Commands that all wait for Redis leave connection and slot to a script."""
+    with linked(redis, beat_seconds=3600) as link:
+        threads = [Thread(target=link.command, args=("BLPOP", "nothing", 0)) for _ in range(3 * MAX_CONCURRENT)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: redis.say("INFO", "clients")["blocked_clients"] == MAX_CONCURRENT)
+        assert link.run(Script("return 7"), [], []) == 7
+        for _ in threads:
+            redis.say("RPUSH", "nothing", "x")
+        for thread in threads:
+            thread.join()
+
+
+def test_a_script_has_more_time_than_a_command(redis: RedisServer) -> None:
+    """A Redis that takes longer than 20 ms is too slow for the cache, and in time for a rate check."""
+    assert SCRIPT_TIMEOUT_SECONDS == 0.1
+    with linked(redis, timeout=TIMEOUT_SECONDS, script_timeout=PATIENCE_SECONDS, beat_seconds=3600) as link:
+        busy = Script("local n = 0 repeat n = n + 1 until n > 2e7 return n > 0")
+        asked = Thread(target=lambda: answers.append(link.run(busy, [], [])))
+        answers: list[object] = []
+        asked.start()
+        wait_until(lambda: refused(link))
+        asked.join()
+        assert answers == [1]
+
+
+def test_a_redis_that_answers_late_is_not_down(redis: RedisServer) -> None:
+    """A command that got no answer in time is refused, and the link stays up for the next."""
+    with linked(redis, timeout=TIMEOUT_SECONDS, beat_seconds=3600) as link:
+        redis.freeze()
+        assert refused(link)
+        redis.thaw()
+        wait_until(lambda: not refused(link))
+        assert link.health() == RedisHealth(up=True, failures=link.health().failures, refused=0)

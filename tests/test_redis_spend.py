@@ -9,7 +9,7 @@ import pytest
 
 from mtllm.billing.prices import SpendMeter
 from mtllm.billing.redis_spend import SharedSpend
-from mtllm.redis_link import Connections, RedisLink, Script, Word
+from mtllm.redis_link import Arg, Connections, RedisLink, Script
 from tests.redis_server import PATIENCE_SECONDS, RedisServer, linked, running_redis
 
 
@@ -75,11 +75,11 @@ class LosesAnswers:
     def __init__(self, line: Connections) -> None:
         self._line = line
 
-    def ask(self, *command: Word) -> Any:
-        self._line.ask(*command)
+    def command(self, *args: Arg) -> Any:
+        self._line.command(*args)
         raise TimeoutError
 
-    def run(self, script: Script, keys: Sequence[Word], arguments: Sequence[Word]) -> Any:
+    def run(self, script: Script, keys: Sequence[Arg], arguments: Sequence[Arg]) -> Any:
         self._line.run(script, keys, arguments)
         raise TimeoutError
 
@@ -94,7 +94,7 @@ def test_a_push_whose_answer_was_lost_counts_once(link: RedisLink, line: Connect
     one.meter.add(1)
     one.sync(line)
     assert one.meter.total() == 101
-    assert line.ask("GET", "mtllm:1:spend") == b"101"
+    assert line.command("GET", "mtllm:1:spend") == b"101"
 
 
 def test_a_redis_that_forgot_hears_it_again(redis: RedisServer, link: RedisLink, line: Connections) -> None:

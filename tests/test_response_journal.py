@@ -8,14 +8,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import pytest
 
-from lru_cache import ResponseCache
-from mtllm.caching import journal as journal_module
+from mtllm.caching import journal_file
 from mtllm.caching.journal import ResponseJournal
+from mtllm.caching.journal_file import JournalFile
+from mtllm.caching.responses import AnswerStore
 from mtllm.domain.completion import StoredAnswer
+from mtllm.domain.money import TokenUsage
 from tests.fakes import FakeClock
 
 OpenJournal = Callable[..., ResponseJournal]
@@ -38,8 +41,10 @@ def open_journal(tmp_path: Path, clock: FakeClock, warnings: list[str]) -> Itera
     """Opens journals on one folder, as restarts or other processes would, and closes them at the end."""
     opened = []
 
-    def open_journal(max_bytes: int = 10_000_000, **options: float) -> ResponseJournal:
-        journal = ResponseJournal(tmp_path / "cache", max_bytes=max_bytes, clock=clock, warn=warnings.append, **options)
+    def open_journal(max_bytes: int = 10_000_000, **options: Any) -> ResponseJournal:
+        writer = {name: options.pop(name) for name in ("queue_bytes", "batch_seconds") if name in options}
+        file = JournalFile(tmp_path / "cache", max_bytes=max_bytes, clock=clock, warn=warnings.append, **options)
+        journal = ResponseJournal(file, warn=warnings.append, **writer)
         opened.append(journal)
         return journal
 
@@ -54,7 +59,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def answer(body: bytes = b'{"generated_text": "hi"}', stored_at: float = 1_000_000.0) -> StoredAnswer:
-    return StoredAnswer(body, 8, 425, 170_800, "gemini-2.5-flash-lite", "stop", stored_at)
+    return StoredAnswer(body, TokenUsage(8, 425), 170_800, "gemini-2.5-flash-lite", "stop", stored_at)
 
 
 def write(journal: ResponseJournal, *keys: bytes, body: bytes = b"{}", ttl: float = 100) -> None:
@@ -73,6 +78,21 @@ def test_answers_come_back(open_journal: OpenJournal) -> None:
     journal.append(b"\x00\xff", answer('{"a": "\u20ac\\n"}\n\n'.encode()), 1_000_100.5)
     journal.close()
     assert list(open_journal().load()) == [(b"\x00\xff", answer('{"a": "\u20ac\\n"}\n\n'.encode()), 1_000_100.5)]
+
+
+FIRST_JOURNAL = (
+    b"multi-task-llm-api responses 1\n"
+    b'\xf5rec\xaeqY\xf9\x00\x00\x00h["00ff", 1000100.5, 8, 425, 170800, "gemini-2.5-flash-lite", "stop", 1000000.0]\n'
+    b'{"generated_text": "hi"}'
+)
+"""A file of one record as version 1.0.0 wrote it."""
+
+
+def test_a_journal_of_the_first_version_is_read(open_journal: OpenJournal, path: Path) -> None:
+    """The values changed their classes since; the format on disk did not."""
+    path.parent.mkdir()
+    path.write_bytes(FIRST_JOURNAL)
+    assert list(open_journal().load()) == [(b"\x00\xff", answer(), 1_000_100.5)]
 
 
 def test_nothing_happens_before_it_is_used(open_journal: OpenJournal, tmp_path: Path) -> None:
@@ -159,15 +179,14 @@ def test_damage_costs_only_what_it_hit(open_journal: OpenJournal, path: Path, wa
     assert "damaged" in warnings[0]
 
 
-def test_an_absurd_length_is_damage(open_journal: OpenJournal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absurd_length_is_damage(open_journal: OpenJournal, path: Path) -> None:
     """A damaged length does not make the reader ask for gigabytes; scanning goes on in stretches."""
-    monkeypatch.setattr(journal_module, "SCAN_BYTES", 16)
     write(open_journal(), b"a", b"b", body=b"x" * 100)
     content = bytearray(path.read_bytes())
-    start = content.index(journal_module.MARK)
+    start = content.index(journal_file.MARK)
     content[start + 8 : start + 12] = b"\xff\xff\xff\xff"
     path.write_bytes(content)
-    assert keys_of(open_journal()) == [b"b"]
+    assert keys_of(open_journal(scan_bytes=16)) == [b"b"]
 
 
 @pytest.mark.parametrize("content", [b"hello, I am somebody's notes\n" * 10, bytes(100_000), b"\x80\x04pickle"])
@@ -225,11 +244,9 @@ def test_an_unwritable_folder_is_counted_and_heals(open_journal: OpenJournal, pa
     assert journal.stats().written == 1
 
 
-def test_a_full_queue_drops(open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_drops(open_journal: OpenJournal) -> None:
     """More than the queue holds is dropped and counted, never waited for."""
-    monkeypatch.setattr(journal_module, "QUEUE_BYTES", 100)
-    monkeypatch.setattr(journal_module, "BATCH_SECONDS", 60)
-    journal = open_journal()
+    journal = open_journal(queue_bytes=100, batch_seconds=60)
     for key in (b"a", b"b", b"c"):
         journal.append(key, answer(bytes(40)), 1_000_100)
     assert journal.stats().dropped == 1
@@ -258,10 +275,9 @@ def test_a_partial_write_is_taken_back(open_journal: OpenJournal, path: Path, mo
     assert journal.stats().failures == 1
 
 
-def test_the_file_stays_bounded(open_journal: OpenJournal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_stays_bounded(open_journal: OpenJournal, path: Path) -> None:
     """Rewriting drops what is replaced, expired or too much; the newest stay."""
-    monkeypatch.setattr(journal_module, "SMALL_FILE_BYTES", 2_000)
-    journal = open_journal(max_bytes=20_000)
+    journal = open_journal(max_bytes=20_000, small_file_bytes=2_000)
     for number in range(500):
         write(journal, b"%d" % (number % 7), b"same", body=b"%03d" % number + bytes(300))
         assert path.stat().st_size < 20_000 + 1_000
@@ -273,12 +289,9 @@ def test_the_file_stays_bounded(open_journal: OpenJournal, path: Path, monkeypat
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_rewritten_file_is_found_by_the_others(
-    open_journal: OpenJournal, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rewritten_file_is_found_by_the_others(open_journal: OpenJournal, path: Path) -> None:
     """A journal that was open while another rewrote or cleared the file writes to the new one."""
-    monkeypatch.setattr(journal_module, "SMALL_FILE_BYTES", 1_000)
-    one, other = open_journal(), open_journal()
+    one, other = open_journal(small_file_bytes=1_000), open_journal(small_file_bytes=1_000)
     write(other, b"other")
     for number in range(20):
         write(one, b"one", body=b"%d" % number + bytes(200))
@@ -292,14 +305,15 @@ def test_a_rewritten_file_is_found_by_the_others(
 WRITER = """
 import sys
 from pathlib import Path
-from zlib import crc32
-from mtllm.caching import journal as module
+from mtllm.caching.journal import ResponseJournal
+from mtllm.caching.journal_file import JournalFile
 from mtllm.domain.completion import StoredAnswer
-module.SMALL_FILE_BYTES = 20_000
-journal = module.ResponseJournal(Path(sys.argv[1]), max_bytes=10_000_000, clock=lambda: 0.0, warn=print)
+from mtllm.domain.money import TokenUsage
+limits = {"max_bytes": 10_000_000, "small_file_bytes": 20_000}
+journal = ResponseJournal(JournalFile(Path(sys.argv[1]), clock=lambda: 0.0, warn=print, **limits), warn=print)
 for number in range(int(sys.argv[3])):
     key = f"{sys.argv[2]}-{number % 50}".encode()
-    journal.append(key, StoredAnswer(b"x" * 500, 1, 2, 3, "m", "stop", 0.0), 100.0)
+    journal.append(key, StoredAnswer(b"x" * 500, TokenUsage(1, 2), 3, "m", "stop", 0.0), 100.0)
     if number % 10 == 9:
         journal.flush()
     if number == 200:
@@ -343,14 +357,14 @@ def test_kill_9_loses_only_the_last_moment(open_journal: OpenJournal, path: Path
 def test_a_cache_comes_back_as_it_was(open_journal: OpenJournal, clock: FakeClock) -> None:
     """The answers used last survive a restart of a full cache, whenever they were stored."""
     journal = open_journal()
-    cache = ResponseCache(3, 100, journal=journal, clock=clock, monotonic=clock)
+    cache = AnswerStore(3, 100, journal=journal, clock=clock, monotonic=clock)
     cache.store(b"hot", answer())
     for number in range(20):
         cache.store(b"%d" % number, answer())
         assert cache.look_up(b"hot") is not None
     journal.close()
     clock.advance(40)
-    restored = ResponseCache(3, 100, clock=clock, monotonic=clock)
+    restored = AnswerStore(3, 100, clock=clock, monotonic=clock)
     restored.restore(open_journal().load())
     assert restored.look_up(b"hot") == (answer(), 40, 60)
     assert restored.look_up(b"19") is not None
@@ -362,17 +376,14 @@ def test_a_record_that_says_something_else_is_damage(
 ) -> None:
     """A whole record whose content is not ours is left out like a damaged one."""
     write(open_journal(), b"a")
-    prefix = journal_module.PREFIX.pack(journal_module.MARK, crc32(payload), len(payload))
+    prefix = journal_file.PREFIX.pack(journal_file.MARK, crc32(payload), len(payload))
     path.write_bytes(path.read_bytes() + prefix + payload)
     assert keys_of(open_journal()) == [b"a"]
     assert len(warnings) == 1
 
 
-def test_a_file_deleted_while_waiting_for_its_lock_is_opened_anew(
-    open_journal: OpenJournal, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_deleted_while_waiting_for_its_lock_is_opened_anew(open_journal: OpenJournal, path: Path) -> None:
     """What is written goes to the file that stands at the path, not to one that has just gone."""
     waits = iter([path.unlink])
-    monkeypatch.setattr(journal_module, "_lock", lambda descriptor: next(waits, lambda: None)())
-    write(open_journal(), b"a")
+    write(open_journal(lock=lambda descriptor: next(waits, lambda: None)()), b"a")
     assert keys_of(open_journal()) == [b"a"]

@@ -235,3 +235,11 @@ def test_a_budget_keeps_no_more_than_a_window(clock: FakeClock) -> None:
         clock.advance(0.5)
         budget.count_call()
     assert len(budget._calls.buckets) <= 2 * RetryBudget.BUCKETS + 1
+
+
+def test_a_failure_that_may_not_be_repeated_is_final(retrier: Retrier, clock: FakeClock, waits: Waits) -> None:
+    """A stream whose client has seen something is not begun again; nothing is waited for or taken from the budget."""
+    attempt = Script(overloaded(wait=2.5))
+    with pytest.raises(UpstreamUnavailable) as raised:
+        retrier.run(attempt, deadline=clock() + 30, may_repeat=lambda: False)
+    assert (attempt.calls, waits.seconds, raised.value.retry_after) == (1, [], 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 
 from app import Api
 from mtllm.pages import openapi
-from mtllm.pages.swagger import DOCUMENT_PATH
+from mtllm.pages.paths import DOCUMENT_PATH
 from mtllm.settings import load_settings
+from mtllm.tasks import TASKS
 
 schemathesis = pytest.importorskip("schemathesis")
 hypothesis = pytest.importorskip("hypothesis")
@@ -19,7 +21,7 @@ ADMIN_KEY = "admin-key-of-the-tests"
 EXAMPLES = 12
 """Requests of each kind to each operation; all of them together take about 20 seconds."""
 
-DOCUMENT = openapi.document(load_settings({}, env_file=None), open_to_all=True)
+DOCUMENT = json.loads(openapi.render_document(load_settings({}, env_file=None), TASKS, open_to_all=True))
 GOOD, BAD = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
 CALLS = [
     pytest.param(path, method, kind, id=f"{kind.value} {method} {path}")

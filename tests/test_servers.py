@@ -71,8 +71,9 @@ def refuses_tasks(port: int) -> bool:
 
 @pytest.mark.parametrize(("how", "threads"), [(APP_PY, 32), (WAITRESS_SERVE, 4)])
 def test_slow_calls_slow_down_nobody_else(start: Start, gemini: ScriptedGemini, how: str, threads: int) -> None:
-    """With twice as many as threads, all but one thread's worth wait, the rest are shed at once, others see nothing."""
-    with start(how, threads=threads) as service, ThreadPoolExecutor(2 * threads) as callers:
+    """With more than there are slots, and no line, the rest are shed at once; others see nothing of it."""
+    bounds = {"gemini_max_concurrency": str(threads - 1), "gemini_queue_seconds": "0"}
+    with start(how, threads=threads, **bounds) as service, ThreadPoolExecutor(2 * threads) as callers:
         post(service.port, TEXT, {"prompt": "known"})
         idle = _seconds_to_answer(service.port)
         gemini.gate.clear()
@@ -197,7 +198,7 @@ def test_a_hung_gemini_holds_the_end_up_no_longer_than_it_may(
 ) -> None:
     """DRAIN_SECONDS after the signal the calls are cut, a retry's wait ends, and what is known of them is booked."""
     gemini.answers(hang(), stream("words ", IDLE), status(503, retry_delay="25s"))
-    with start(how, drain_seconds="0.5") as service, ThreadPoolExecutor(2) as callers:
+    with start(how, threads=8, drain_seconds="0.5") as service, ThreadPoolExecutor(2) as callers:
         calls = [callers.submit(_given_up, service.port, {"prompt": "hang"})]
         assert gemini.wait_for_calls(1)
         with EventStream(service.port, TEXT, {"prompt": "stream"}) as answer:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lru_cache import ResponseCache
 from mtllm.billing.prices import PriceTable, SpendMeter
 from mtllm.billing.recorder import CostRecorder
 from mtllm.billing.tokens import DriftMeter, TokenCounter
+from mtllm.caching.responses import AnswerStore
+from mtllm.completions.attempts import Attempts
+from mtllm.completions.cache_policy import CachePolicy
 from mtllm.completions.service import Completions
 from mtllm.domain.caller import Caller
 from mtllm.domain.completion import Answer, CacheControl, CacheHit, Completion, Origin
@@ -42,7 +44,7 @@ USAGE = TokenUsage(input=10, output=20)
 PRICE_OF_ONE = 10 * 100 + 20 * 400
 
 
-class LateCache(ResponseCache):
+class LateCache(AnswerStore):
     """Finds nothing at the first look, as if every answer were stored a moment later; looks again when `ready`."""
 
     ready: Callable[[], bool] = staticmethod(lambda: True)
@@ -65,7 +67,7 @@ class House:
         *,
         stale_seconds: float = 0,
         places: int = PLACES,
-        cache: type[ResponseCache] = ResponseCache,
+        cache: type[AnswerStore] = AnswerStore,
     ) -> None:
         self.clock = clock
         self.model = FakeModel(Answer("fine", "gemini-2.5-flash-lite", USAGE))
@@ -73,21 +75,27 @@ class House:
         self.cache = cache(stale_seconds=stale_seconds, clock=clock, monotonic=clock)
         self.spend = SpendMeter()
         self.breaker = CircuitBreaker(monotonic=clock)
-        self.admission = Admission(places)
+        self.admission = Admission(places, threads=places + 1, monotonic=clock)
         self.pool = ThreadPoolExecutor(places)
         counter = TokenCounter()
         self.drift = DriftMeter(counter.count_tokens)
         prices = PriceTable.fixed(0.1, 0.4)
-        self.flow = Completions(
-            "gemini-2.5-flash-lite",
-            self.model,
-            self.cache,
-            CostRecorder(self.ledger, prices, counter, self.spend, self.drift, clock=clock, monotonic=clock),
+        recorder = CostRecorder(self.ledger, prices, counter, self.spend, self.drift, clock=clock, monotonic=clock)
+        attempts = Attempts(
+            recorder,
             admission=self.admission,
             breaker=self.breaker,
             retrier=Retrier(max_attempts=4, budget=RetryBudget(monotonic=clock), monotonic=clock, wait=clock.sleep),
-            pool=self.pool,
             clock=clock,
+            monotonic=clock,
+        )
+        self.flow = Completions(
+            self.model.model,
+            self.model,
+            CachePolicy(self.cache, recorder),
+            attempts,
+            admission=self.admission,
+            pool=self.pool,
             monotonic=clock,
         )
 
@@ -139,9 +147,9 @@ def _together(count: int, ask: Callable[[int], Completion]) -> list[Completion]:
 def test_a_miss_is_paid_and_a_repeat_is_free(house: House) -> None:
     """The receipt of the first has costs, that of the second tokens only."""
     paid, hit = house.ask(), house.ask()
-    assert (paid.origin, paid.receipt.total_cost, paid.kept) == (Origin.PAID, PRICE_OF_ONE, True)
-    assert (hit.origin, hit.receipt.total_cost, hit.saved) == (Origin.HIT, 0, PRICE_OF_ONE)
-    assert hit.receipt.output_tokens == USAGE.output
+    assert (paid.origin, paid.receipt.amount.cost.total, paid.stored) == (Origin.PAID, PRICE_OF_ONE, True)
+    assert (hit.origin, hit.receipt.amount.cost.total, hit.saved) == (Origin.HIT, 0, PRICE_OF_ONE)
+    assert hit.receipt.amount.usage.output == USAGE.output
     assert house.statuses() == ["ok", "hit"]
 
 
@@ -149,13 +157,15 @@ def test_identical_requests_in_flight_make_one_call(tmp_path: Path) -> None:
     """A hundred at once, one call; the others share its answer and count as hits."""
     house = House(tmp_path, FakeClock(), places=100)
     house.model.gate.clear()
-    house.model.release_after_joined(lambda: house.admission.state().in_use == 100)
+    house.model.release_after_joined(lambda: house.admission.state().following == 99)
     completions = _together(100, lambda _: house.ask())
     house.close()
     assert len(house.model.calls) == 1
     origins = [completion.origin for completion in completions]
     assert (origins.count(Origin.PAID), origins.count(Origin.SHARED)) == (1, 99)
-    assert sum(completion.receipt.total_cost for completion in completions) == PRICE_OF_ONE == house.spend.total()
+    assert (
+        sum(completion.receipt.amount.cost.total for completion in completions) == PRICE_OF_ONE == house.spend.total()
+    )
     assert house.cache.get_stats()["hits"] == 99
 
 
@@ -164,7 +174,7 @@ def test_followers_get_an_answer_that_was_stored_after_their_look(tmp_path: Path
     house = House(tmp_path, FakeClock(), cache=LateCache)
     house.ask()
     assert isinstance(house.cache, LateCache)
-    house.cache.ready = lambda: house.admission.state().in_use == 3
+    house.cache.ready = lambda: house.admission.state().following == 2
     completions = _together(3, lambda _: house.ask())
     house.close()
     assert len(house.model.calls) == 1
@@ -177,7 +187,7 @@ def test_the_leaders_failure_is_shared(tmp_path: Path) -> None:
     house = House(tmp_path, FakeClock())
     house.model.answer_with(UpstreamError(breaks=True))
     house.model.gate.clear()
-    house.model.release_after_joined(lambda: house.admission.state().in_use == 4)
+    house.model.release_after_joined(lambda: house.admission.state().following == 3)
     completions = _together(4, lambda _: house.ask())
     house.close()
     assert len(house.model.calls) == 1
@@ -196,7 +206,7 @@ def test_a_follower_takes_over_when_the_leaders_own_budget_fails(tmp_path: Path)
 
 
 def test_all_places_taken_is_overloaded_at_once(house: House) -> None:
-    """The rest are told so instead of waiting, and hits are still served."""
+    """Without a line, the rest are told so instead of waiting; hits are still served."""
     house.ask("known")
     house.model.gate.clear()
     with ThreadPoolExecutor(PLACES) as pool:
@@ -229,7 +239,7 @@ def test_a_blocked_answer_is_billed_and_not_kept(house: House) -> None:
     house.model.answer_with(Answer("", "gemini-2.5-flash-lite", TokenUsage(10, 0), failure=ContentBlocked()))
     blocked = house.ask()
     assert isinstance(blocked.error, ContentBlocked)
-    assert blocked.receipt.total_cost == 1000
+    assert blocked.receipt.amount.cost.total == 1000
     assert house.statuses() == ["content_blocked"]
     assert house.ask().origin is Origin.PAID
 
@@ -240,7 +250,7 @@ def test_a_label_outside_the_list_is_asked_for_once_more(house: House) -> None:
     job = parse(TASK_BY_NAME["classify"], b'{"text": "x", "categories": ["a", "b"]}', max_chars=100)
     completion = house.flow.complete(job, Caller("r", "c"), NOTHING_SPECIAL, deadline=house.clock() + 30)
     assert isinstance(completion.error, UpstreamInvalidAnswer)
-    assert (completion.receipt.attempts, completion.receipt.total_cost) == (2, 2 * PRICE_OF_ONE)
+    assert (completion.receipt.attempts, completion.receipt.amount.cost.total) == (2, 2 * PRICE_OF_ONE)
 
 
 def test_without_reported_usage_the_cost_is_estimated(house: House) -> None:
@@ -249,7 +259,7 @@ def test_without_reported_usage_the_cost_is_estimated(house: House) -> None:
     answer = house.ask("hello world").answer
     assert answer is not None
     assert b'"estimated": true' in answer.body
-    assert answer.output_tokens == 2
+    assert answer.usage.output == 2
 
 
 def test_an_expired_answer_serves_while_gemini_fails(tmp_path: Path) -> None:
@@ -260,7 +270,7 @@ def test_an_expired_answer_serves_while_gemini_fails(tmp_path: Path) -> None:
     house.model.answer_with(UpstreamTimeout(breaks=True))
     stale = house.ask()
     house.close()
-    assert (stale.origin, stale.ttl, stale.receipt.total_cost) == (Origin.STALE, -1, 0)
+    assert (stale.origin, stale.ttl, stale.receipt.amount.cost.total) == (Origin.STALE, -1, 0)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +290,7 @@ def test_what_the_caller_wishes_of_the_cache(
     house.ask()
     house.clock.advance(10)
     completion = house.ask(cache_control=cache_control)
-    assert (completion.origin, completion.kept) == (origin, kept)
+    assert (completion.origin, completion.stored) == (origin, kept)
 
 
 def test_only_if_cached_never_asks(house: House) -> None:
@@ -330,7 +340,7 @@ def test_a_shared_answer_that_was_not_looked_up_takes_no_miss_back(tmp_path: Pat
     """Requests with no-cache that follow a flight are hits, and the figures stay possible ones."""
     house = House(tmp_path, FakeClock())
     house.model.gate.clear()
-    house.model.release_after_joined(lambda: house.admission.state().in_use == 4)
+    house.model.release_after_joined(lambda: house.admission.state().following == 3)
     _together(4, lambda _: house.ask(cache_control=CacheControl(no_cache=True)))
     house.close()
     stats = house.cache.get_stats()
@@ -379,7 +389,7 @@ def test_an_answer_that_is_not_kept_is_not_called_stored(tmp_path: Path) -> None
     """With a time to live of 0, nothing is."""
     house = House(tmp_path, FakeClock())
     house.cache._default_ttl = 0
-    assert house.ask().kept is False
+    assert house.ask().stored is False
     house.close()
 
 

@@ -15,7 +15,7 @@ from mtllm import tasks
 from mtllm.domain.completion import Answer, FinishReason, Instruction
 from mtllm.domain.errors import InvalidJson, InvalidRequest, UpstreamInvalidAnswer
 from mtllm.settings import load_settings
-from mtllm.tasks import TASK_BY_NAME, parse, unfenced
+from mtllm.tasks import TASK_BY_NAME, parse, strip_fence
 from tests.scripted_gemini import ScriptedGemini, text
 
 TEXT, CODE, CLASSIFY = (TASK_BY_NAME[name] for name in ("text", "code", "classify"))
@@ -133,12 +133,12 @@ def test_the_bound_of_input_counts_what_the_body_does_not_hold() -> None:
 )
 def test_unfenced(said: str, code: str) -> None:
     """One block around all of it, or nothing is changed."""
-    assert unfenced(said) == code
+    assert strip_fence(said) == code
 
 
 def test_a_cut_block_loses_its_opening_fence() -> None:
     """Where the token limit ended the answer there is no closing one."""
-    assert unfenced("```python\nx = ", truncated=True) == "x = "
+    assert strip_fence("```python\nx = ", truncated=True) == "x = "
     answer = Answer("```go\nx", "m", None, FinishReason.MAX_TOKENS)
     assert CODE.read(Instruction("p", 0, 1), answer) == "x"
 
@@ -159,23 +159,41 @@ def test_anything_else_is_no_answer(said: str, labels: tuple[str, ...]) -> None:
         CLASSIFY.read(Instruction("p", 0, 1, labels=labels), Answer(said, "m", None))
 
 
-def test_a_fourth_task_is_one_entry_and_one_model(
-    environment: dict[str, str], gemini: ScriptedGemini, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fourth_task_is_one_entry_and_one_model(environment: dict[str, str], gemini: ScriptedGemini) -> None:
     """The example of docs/architecture.md, as it is written there."""
     [example] = re.findall(r"```python\n(class Summarize.*?)```", (DOCS / "architecture.md").read_text(), re.DOTALL)
     definitions, entry = example.split("\n\n\nTask(")
     scope = dict(vars(tasks))
     exec(definitions, scope)
     summarize = eval(f"Task({entry}", scope)
-    monkeypatch.setattr("app.TASKS", (*tasks.TASKS, summarize))
-    app = create_app(load_settings(environment, env_file=None))
+    app = create_app(load_settings(environment, env_file=None), (*tasks.TASKS, summarize))
     client: FlaskClient = app.test_client()
     gemini.answers(text("Short."))
     answer = client.post("/api/v1/summarize/text", json={"text": "Long.", "sentences": 1})
     again = client.post("/api/v1/summarize/text", json={"text": "Long.", "sentences": 1})
+    stats: Any = client.get("/stats").json
+    document: Any = client.get("/api/v1/openapi.json").json
     app.service.close()
     assert answer.json is not None
     assert answer.json["summary"] == "Short."
     assert again.headers["X-Cached"] == "true"
     assert "at most 1 sentences" in (gemini.calls[0].system or "")
+    assert stats["requests_by_task"]["summarize"] == {"paid": 1, "hit": 1, "shared": 0, "stale": 0, "errors": {}}
+    assert document["paths"]["/api/v1/summarize/text"]["post"]["operationId"] == "summarize_text"
+    assert "SummarizeResponse" in document["components"]["schemas"]
+
+
+@pytest.mark.parametrize("numbers", [("0", "0.0", "-0.0", "-0", "0e0"), ("1", "1.0", "10e-1")])
+def test_equal_numbers_are_one_key(numbers: tuple[str, ...]) -> None:
+    """However a temperature is written, the same number asks the same question."""
+    jobs = [parse(TEXT, b'{"prompt": "x", "temperature": %s}' % number.encode(), max_chars=9) for number in numbers]
+    assert len({job.key("model") for job in jobs}) == 1
+
+
+def test_the_endpoint_is_part_of_the_key() -> None:
+    """Another server's answer is another answer; no endpoint is Google's."""
+    job = parse(TEXT, body(prompt="x"), max_chars=9)
+    endpoints = ("", "http://127.0.0.1:9100", "http://127.0.0.1:9100/v1")
+    assert len({job.key("model", "", endpoint) for endpoint in endpoints}) == 3
+    assert job.key("model", "", "") == job.key("model")
+    assert job.key("model", "a", "b") != job.key("model", "b", "a")

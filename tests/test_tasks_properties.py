@@ -11,7 +11,7 @@ pytest.importorskip("hypothesis")
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mtllm.tasks import TASK_BY_NAME, Job, parse, unfenced
+from mtllm.tasks import TASK_BY_NAME, Job, parse, strip_fence
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=8).filter(
     lambda text: not text.isspace()
@@ -52,4 +52,4 @@ def test_the_scope_keeps_answers_apart(request_: tuple[str, dict[str, Any]], sco
 @given(st.text(max_size=200), st.booleans())
 def test_unfencing_only_ever_takes_away(text: str, truncated: bool) -> None:
     """What is left was there before."""
-    assert unfenced(text, truncated=truncated) in text
+    assert strip_fence(text, truncated=truncated) in text

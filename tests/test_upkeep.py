@@ -41,14 +41,14 @@ class LedgerTransaction:
         self.reported: list[str] = []
         self.maintenance = self.new_upkeep()
 
-    def new_upkeep(self, look_seconds: float = 3600.0) -> LedgerMaintenance:
+    def new_upkeep(self, check_seconds: float = 3600.0) -> LedgerMaintenance:
         return LedgerMaintenance(
             self.ledger,
             self.recorder,
             retention_days=RETENTION_DAYS,
             report=self.reported.append,
             clock=self.clock,
-            look_seconds=look_seconds,
+            check_seconds=check_seconds,
         )
 
     def record(self, count: int, age_days: float) -> None:
@@ -75,7 +75,7 @@ def test_rows_past_their_retention_go_and_the_totals_keep_them(books: LedgerTran
     books.record(3, age_days=RETENTION_DAYS + 1)
     books.record(2, age_days=RETENTION_DAYS - 1)
     before = books.ledger.totals()
-    books.maintenance.look()
+    books.maintenance.run_due()
     assert (books.rows(), books.ledger.totals()) == (2, before)
     assert len(books.reported) == 1
     assert books.reported[0].startswith("3 ")
@@ -83,12 +83,12 @@ def test_rows_past_their_retention_go_and_the_totals_keep_them(books: LedgerTran
 
 def test_it_is_done_once_a_day(books: LedgerTransaction) -> None:
     """Of the UTC calendar: at the first look, and at the first one after each midnight."""
-    books.maintenance.look()
+    books.maintenance.run_due()
     books.record(1, age_days=RETENTION_DAYS + 1)
-    books.maintenance.look()
+    books.maintenance.run_due()
     assert books.rows() == 1
     books.clock.advance(DAY)
-    books.maintenance.look()
+    books.maintenance.run_due()
     assert books.rows() == 0
 
 
@@ -102,7 +102,7 @@ def test_many_rows_go_in_batches(books: LedgerTransaction, monkeypatch: pytest.M
 
     monkeypatch.setattr(books.maintenance._stop, "wait", pause)
     books.record(2 * BATCH + 500, age_days=RETENTION_DAYS + 1)
-    books.maintenance.look()
+    books.maintenance.run_due()
     assert left == [BATCH + 500, 500, 0]
 
 
@@ -110,16 +110,16 @@ def test_it_ends_between_two_batches(books: LedgerTransaction) -> None:
     """A closing service does not wait for the rest; the next one goes on."""
     books.record(2 * BATCH, age_days=RETENTION_DAYS + 1)
     books.maintenance.close()
-    books.maintenance.look()
+    books.maintenance.run_due()
     assert books.rows() == BATCH
-    books.new_upkeep().look()
+    books.new_upkeep().run_due()
     assert books.rows() == 0
 
 
 def test_it_works_by_itself(books: LedgerTransaction) -> None:
     """From start to close, in a thread."""
     books.record(1, age_days=RETENTION_DAYS + 1)
-    maintenance = books.new_upkeep(look_seconds=0.001)
+    maintenance = books.new_upkeep(check_seconds=0.001)
     maintenance.start()
     until(lambda: books.rows() == 0)
     maintenance.close()
@@ -145,15 +145,15 @@ def test_a_settlement_that_the_disk_refused_is_written_later(tmp_path: Path) -> 
         recorder = CostRecorder(ledger, PriceTable.fixed(0.1, 0.4), TokenCounter(), spend, drift, clock=clock)
         maintenance = LedgerMaintenance(ledger, recorder, retention_days=1, report=lambda _: None, clock=clock)
         job = parse(TASK_BY_NAME["text"], b'{"prompt": "x"}', max_chars=10)
-        entry = recorder.open(job, Caller("r-1", "10.0.0.1"), "model", number=1, seconds=30)
+        entry = recorder.attempt(job, Caller("r-1", "10.0.0.1"), "model", number=1, seconds=30)
         answer = Answer("fine", "model", TokenUsage(10, 20))
         ledger.refusals = 2
         with pytest.raises(LedgerUnavailable):
-            entry.settle(answer, entry.charge(job.instruction, answer), "ok")
-        maintenance.look()
+            entry.settle(answer)
+        maintenance.run_due()
         assert [row.status for row in ledger.export(0, 4e9)] == ["open"]
-        maintenance.look()
-        maintenance.look()
+        maintenance.run_due()
+        maintenance.run_due()
         assert [(row.status, row.total_cost) for row in ledger.export(0, 4e9)] == [("ok", 9_000)]
         assert spend.total() == 9_000
         assert_adds_up(ledger)
@@ -167,7 +167,7 @@ def test_the_service_keeps_its_ledger(make_app: Callable[..., Api], clock: FakeC
     client.post("/api/v1/generate/text", json={"prompt": "x"})
     before = client.get("/stats").json
     clock.advance(3 * DAY)
-    app.service.maintenance.look()
+    app.service.maintenance.run_due()
     after = client.get("/stats").json
     assert before is not None
     assert after is not None

@@ -61,7 +61,7 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
 @contextmanager
 def serving(app: Any, *, quick: bool, **settings: Any) -> Iterator[tuple[int, Any]]:
     """A waitress server on a free port, with our channel or its own."""
-    server = create_server(app, host="127.0.0.1", port=0, threads=4, **settings)
+    server: Any = create_server(app, host="127.0.0.1", port=0, threads=4, **settings)
     if quick:
         quicken(server, 8)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -1,4 +1,4 @@
-"""`python cost_tracker.py export | report | prune`: the ledger from the command line."""
+"""`python cost_tracker.py export | report | prune | prices`: ledger and prices from the command line."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from mtllm.billing.export import EXPORTERS, write_file
+from mtllm.billing.price_list import FORMATS, list_prices
+from mtllm.billing.prices import PriceTable
 from mtllm.billing.report import report
 from mtllm.domain.errors import ApiError
 from mtllm.domain.times import LATEST, parse_time
+from mtllm.gemini.models import ModelTable
 from mtllm.ledger.ledger import Ledger, LedgerTooNew, open_ledger
+from mtllm.project import project_path
 
 if TYPE_CHECKING:
     from mtllm.settings import Settings
@@ -37,15 +42,16 @@ examples:
   python cost_tracker.py export --format csv --from 2026-11-01 --to 2026-12-01 --output november.csv
   python cost_tracker.py export --format jsonl --database data/offline.sqlite3
   python cost_tracker.py prune --dry-run
+  python cost_tracker.py prices --at 2027-01-01
 """
 
 
 class CommandError(Exception):
-    """What keeps a command from being done, as one sentence."""
+    """A command cannot be done; the sentence says why."""
 
 
 class Progress:
-    """Tells on `stream` how far long work has come, without filling it: a line that renews itself on a terminal."""
+    """Shows on `stream` how far long work has come: on a terminal as one line that renews itself."""
 
     def __init__(self, stream: TextIO, done: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -57,7 +63,7 @@ class Progress:
         self._unfinished = False
 
     def show(self, rows: int) -> None:
-        """`rows` are done."""
+        """Show that `rows` are done, if it is time for it."""
         if self._terminal and self._monotonic() >= self._next_time:
             self._next_time = self._monotonic() + _QUIET_SECONDS
             self._unfinished = True
@@ -67,11 +73,11 @@ class Progress:
             print(f"rows {self._done}: {rows:,}", file=self._stream, flush=True)
 
     def end(self, rows: int) -> None:
-        """All is done: say how much, once."""
+        """Show how many rows it was, once all is done."""
         print(f"{chr(13) if self._unfinished else ''}rows {self._done}: {rows:,}", file=self._stream, flush=True)
 
-    def counted(self, rows: Iterable[T]) -> Iterator[T]:
-        """The same rows, shown as they pass and at the end."""
+    def count(self, rows: Iterable[T]) -> Iterator[T]:
+        """Yield the same rows; show how many as they pass and at the end."""
         number = 0
         for number, row in enumerate(rows, start=1):
             if not number % 1000:
@@ -81,7 +87,7 @@ class Progress:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status: 0 done, 1 could not be done (said on stderr), 2 asked for wrongly."""
+    """Run one command and return its exit status: 0 done, 1 not possible (stderr says why), 2 wrong arguments."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -110,22 +116,29 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(title="commands", metavar="export | report | prune", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="export | report | prune | prices", required=True)
 
     export = _command(commands, "export", "write all rows as CSV or JSON lines", _export)
+    _add_ledger(export)
     export.add_argument("--format", choices=sorted(EXPORTERS), default="csv", help="default: csv")
     _add_range(export)
     export.add_argument("--output", metavar="FILE", default="-", help="file to write; - (default) is standard output")
 
     report = _command(commands, "report", "print tables by day, task, model and client", _report)
+    _add_ledger(report)
     report.add_argument("--days", type=_days, default=30, metavar="N", help="the last N days, today included (30)")
     _add_range(report)
 
     prune = _command(commands, "prune", "remove old rows; totals and reports keep them", _prune)
+    _add_ledger(prune)
     prune.add_argument(
         "--days", type=_days, metavar="N", help="remove rows older than this; default: USAGE_RETENTION_DAYS"
     )
     prune.add_argument("--dry-run", action="store_true", help="only say how many rows would go")
+
+    prices = _command(commands, "prices", "print the models and prices in force", _prices)
+    prices.add_argument("--at", type=_day, metavar="DATE", help="on another day than today (UTC), such as 2027-01-01")
+    prices.add_argument("--format", choices=sorted(FORMATS), default="text", help="default: text")
     return parser
 
 
@@ -135,9 +148,12 @@ def _command(
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}."
     )
-    command.add_argument("--database", metavar="FILE|URL", help="another ledger than that of the settings")
     command.set_defaults(run=run)
     return command
+
+
+def _add_ledger(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--database", metavar="FILE|URL", help="another ledger than that of the settings")
 
 
 def _add_range(command: argparse.ArgumentParser) -> None:
@@ -158,10 +174,17 @@ def _days(text: str) -> int:
     return int(text)
 
 
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be a date such as 2027-01-31") from None
+
+
 def _export(options: argparse.Namespace) -> None:
     with _ledger(options) as ledger:
         progress = Progress(sys.stderr, "exported")
-        rows = progress.counted(ledger.export(*_range(options)))
+        rows = progress.count(ledger.export(*_range(options)))
         chunks = EXPORTERS[options.format](rows)
         if options.output == "-":
             _write_out(chunks)
@@ -193,10 +216,21 @@ def _prune(options: argparse.Namespace) -> None:
         progress.end(ledger.prune(before, progress=progress.show))
 
 
+def _prices(options: argparse.Namespace) -> None:
+    settings = _settings()
+    try:
+        prices = PriceTable.in_force(
+            settings.prices_file, settings.input_price_per_million, settings.output_price_per_million
+        )
+        models = ModelTable.load(project_path("models.toml"))
+    except ValueError as problem:
+        raise CommandError(str(problem)) from None
+    listed = list_prices(prices, models, options.at or datetime.now(UTC).date())
+    _write_out(line + "\n" for line in FORMATS[options.format](listed))
+
+
 def _write_out(chunks: Iterable[str]) -> None:
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # what was redirected is read by programs: UTF-8, ends of lines as they are
+    if isinstance(sys.stdout, io.TextIOWrapper):  # programs read it: UTF-8, ends of lines as they are
         sys.stdout.reconfigure(encoding="utf-8", newline="")
     sys.stdout.writelines(chunks)
 

@@ -1,4 +1,4 @@
-"""The ledger's rows for other programs: CSV and JSON lines, one set of columns; and the times that select them."""
+"""The ledger's rows for other programs: CSV and JSON lines with one set of columns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ _AMOUNTS_KEPT = 4096
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-_flag = {False: "false", True: "true"}.__getitem__
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
 
 
-@lru_cache(_AMOUNTS_KEPT)  # most rows of a ledger share their few prices, and hits their cost of 0
-def _money(nano: int) -> str:
-    return exact_usd(nano)
+_money = lru_cache(_AMOUNTS_KEPT)(exact_usd)
+"""Dollars as written. Most rows of a ledger share their few prices, and hits their cost of 0."""
 
 
 def _csv_text(value: str | None) -> str:
@@ -105,7 +105,7 @@ _JSON_LINE = "{" + ", ".join(f'"{column.name}": %s' for column in COLUMNS) + "}\
 
 
 def export_csv(rows: Iterable[ExportRow]) -> Iterator[str]:
-    """The rows as CSV (RFC 4180) with a header line, some hundred lines a chunk.
+    """Yield the rows as CSV (RFC 4180) with a header line, some hundred lines a chunk.
 
     The first rows are fetched before the header is given, so that what cannot be read fails before anything is sent.
     A text that a spreadsheet would run as a formula (it begins with `= + - @`, tab or CR) gets a leading `'`.
@@ -116,31 +116,28 @@ def export_csv(rows: Iterable[ExportRow]) -> Iterator[str]:
     writer = csv.writer(buffer, lineterminator="\r\n")
     writer.writerow(column.name for column in COLUMNS)
     for chunk in chain([first], chunks):
-        writer.writerows(_written(chunk, _TO_CSV))
+        writer.writerows(_write_values(chunk, _TO_CSV))
         yield buffer.getvalue()
         buffer.seek(0)
         buffer.truncate()
 
 
 def export_jsonl(rows: Iterable[ExportRow]) -> Iterator[str]:
-    """The rows as JSON lines, some hundred lines a chunk; money as numbers with nine decimals, text as it is."""
+    """Yield the rows as JSON lines, some hundred a chunk; money as numbers with nine decimals, text as it is."""
     for chunk in _chunks(rows):
-        yield "".join(map(_JSON_LINE.__mod__, _written(chunk, _TO_JSON)))
+        yield "".join([_JSON_LINE % values for values in _write_values(chunk, _TO_JSON)])
 
 
-def _written(rows: list[ExportRow], writers: Iterable[Callable[[Any], str]]) -> Iterator[tuple[str, ...]]:
-    """The rows with their values written: column by column, since `map` goes down a column faster than along a row."""
-    columns = map(map, writers, zip(*rows, strict=True))
-    return zip(*columns, strict=True)
+def _write_values(rows: list[ExportRow], writers: Iterable[Callable[[Any], str]]) -> Iterator[tuple[str, ...]]:
+    """Return the rows with their values written, column by column, since each column has its own writer."""
+    written = [map(write, column) for write, column in zip(writers, zip(*rows, strict=True), strict=False)]
+    return zip(*written, strict=True)
 
 
 def _chunks(rows: Iterable[ExportRow]) -> Iterator[list[ExportRow]]:
     remaining = iter(rows)
-    return iter(partial(_next_chunk, remaining), [])
-
-
-def _next_chunk(rows: Iterator[ExportRow]) -> list[ExportRow]:
-    return list(islice(rows, _ROWS_A_CHUNK))
+    while chunk := list(islice(remaining, _ROWS_A_CHUNK)):
+        yield chunk
 
 
 def write_file(path: Path, chunks: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the ledger needs beside the requests: settlements that the disk refused, and rows past their retention."""
+"""The ledger's maintenance: it writes late settlements and removes rows past their retention."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mtllm.billing.recorder import CostRecorder
 from mtllm.domain.errors import LedgerUnavailable
 from mtllm.ledger.ledger import Ledger
 
-LOOK_SECONDS = 5.0
-"""How often is looked for what is due: a disk that has space again is found within this time."""
+CHECK_SECONDS = 5.0
+"""Seconds between two checks for work: a disk that has space again is found within this time."""
 BATCH_PAUSE_SECONDS = 0.05
-"""Between two batches of removed rows, so that those who settle never wait for more than one."""
+"""Seconds between two batches of removed rows, so that a settlement waits for one batch at most."""
 _DAY = 86_400
 
 
@@ -33,21 +33,21 @@ class LedgerMaintenance:
         retention_days: float,
         report: Callable[[str], None],
         clock: Callable[[], float] = time.time,
-        look_seconds: float = LOOK_SECONDS,
+        check_seconds: float = CHECK_SECONDS,
     ) -> None:
         self._ledger = ledger
         self._recorder = recorder
         self._retention_seconds = retention_days * _DAY
         self._report = report
         self._clock = clock
-        self._look_seconds = look_seconds
+        self._check_seconds = check_seconds
         self._pruned_on: float | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin looking, the first time after `look_seconds`."""
-        # Made here and not above: on Python 3.13 a thread object that was made before a fork cannot be started after it.
+        """Start the thread; the first check is after `check_seconds`."""
+        # On Python 3.13 a thread object that was made before a fork cannot be started after it, so it is made here.
         self._thread = threading.Thread(target=self._work, name="ledger-maintenance", daemon=True)
         self._thread.start()
 
@@ -58,26 +58,26 @@ class LedgerMaintenance:
             self._thread.join()
         self._settle_late()
 
-    def look(self) -> None:
-        """Do what is due. What the ledger cannot take now stays due."""
+    def run_due(self) -> None:
+        """Do the work that is due. What the ledger cannot take now stays due."""
         self._settle_late()
         today = self._clock() // _DAY
         if today != self._pruned_on and self._prune():
             self._pruned_on = today
 
     def _work(self) -> None:
-        while not self._stop.wait(self._look_seconds):
+        while not self._stop.wait(self._check_seconds):
             try:
-                self.look()
+                self.run_due()
             except Exception as defect:  # tomorrow's rows must go too
                 self._report(f"The ledger's maintenance failed ({type(defect).__name__}); it is tried again.")
 
     def _settle_late(self) -> None:
-        with suppress(LedgerUnavailable):  # readiness tells; the settlements wait for the next look
+        with suppress(LedgerUnavailable):  # readiness tells; the settlements wait for the next check
             self._recorder.settle_late()
 
     def _prune(self) -> bool:
-        """Remove what is past its retention; whether nothing is left of it."""
+        """Remove rows past their retention; return whether none is left."""
         try:
             removed = self._ledger.prune(self._clock() - self._retention_seconds, progress=self._pause)
         except (LedgerUnavailable, _Stopped):
@@ -92,4 +92,4 @@ class LedgerMaintenance:
 
 
 class _Stopped(Exception):
-    """The service closes."""
+    """The service is closing."""

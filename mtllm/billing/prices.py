@@ -7,14 +7,13 @@ before it is shown to a person.
 from __future__ import annotations
 
 import threading
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
+from mtllm.domain.dated import EVIDENCE_FIELDS, NO_EVIDENCE, DatedTable, Entry, Evidence, read_entries, require_distinct
 from mtllm.domain.money import Cost, _half_even
 
 DEFAULT_MODEL = "gemini-2.5-flash-lite"
@@ -23,20 +22,24 @@ DEFAULT_MODEL = "gemini-2.5-flash-lite"
 _TOKENS_PER_RATE = 10**6
 _DECIMALS = 9
 _HIGHEST_RATE = 10**6
-_RATES = ("input", "cached_input", "output")
-_FIELDS = ("model", "from", *_RATES)
-_MEMO_SIZE = 512
+_FIELDS = ("model", "from", "input", "cached_input", "output")
+_UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a model costs from a day on: nano-dollars per million tokens."""
+    """What a model costs from a day on: nano-dollars per million tokens.
+
+    Where the rate of cached input is unknown it is the input rate, which can only be too much.
+    """
 
     model: str
     since: date
     input: int
     cached_input: int
     output: int
+    cached_is_known: bool = True
+    evidence: Evidence = NO_EVIDENCE
 
     def cost(self, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> Cost:
         """What these tokens cost. `input_tokens` includes the cached ones; each part is rounded half even, once."""
@@ -57,11 +60,7 @@ class PriceTable:
     """
 
     def __init__(self, entries: Iterable[Price]) -> None:
-        by_model: dict[str, list[Price]] = {}
-        for price in sorted(entries, key=lambda price: price.since, reverse=True):
-            by_model.setdefault(price.model, []).append(price)
-        self._newest_first = by_model
-        self._memo: dict[tuple[str, date], Price | None] = {}
+        self._table = DatedTable(entries)
 
     @classmethod
     def load(cls, path: Path | str) -> PriceTable:
@@ -69,15 +68,9 @@ class PriceTable:
 
         Raises OSError when the file cannot be read, ValueError naming entry and field when it says something else.
         """
-        path = Path(path)
-        try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"{path.name} is not valid TOML: {error}") from None
-        try:
-            return cls(_prices_in(document))
-        except ValueError as error:
-            raise ValueError(f"{path.name}: {error}") from None
+        read = [(entry, _price(entry)) for entry in read_entries(Path(path), "price", "model")]
+        require_distinct(read)
+        return cls(price for _, price in read)
 
     @classmethod
     def fixed(cls, input_per_million: Decimal | float, output_per_million: Decimal | float) -> PriceTable:
@@ -89,30 +82,30 @@ class PriceTable:
         input_rate, output_rate = (_rate(Decimal(str(rate))) for rate in (input_per_million, output_per_million))
         return cls([Price("", date.min, input_rate, input_rate, output_rate)])
 
+    @classmethod
+    def in_force(cls, path: Path, input_per_million: Decimal | None, output_per_million: Decimal | None) -> PriceTable:
+        """Return the table that settings ask for: both rates together are the price of every model, else the file's.
+
+        Raises OSError and ValueError as `load` and `fixed` do.
+        """
+        if input_per_million is None or output_per_million is None:
+            return cls.load(path)
+        return cls.fixed(input_per_million, output_per_million)
+
     def price_of(self, model: str, on: date) -> Price | None:
         """The price of `model` on a day (UTC), or None when the table does not know it.
 
-        The entry is the one that names the model, else the longest that its name continues with a `-`; of its prices
-        the newest that has begun by `on`. A model that is named but has no price yet does not fall back to a shorter
-        name, which is another model. `models/` in front is ignored; `offline-` models cost what the default one does.
+        The rule is that of every dated table (`DatedTable.find`). `offline-` models cost what the default one does.
         """
-        asked = (model, on)
-        try:
-            return self._memo[asked]
-        except KeyError:
-            found = next((price for price in self._named(model) if price.since <= on), None)
-        if len(self._memo) >= _MEMO_SIZE:
-            self._memo.clear()
-        self._memo[asked] = found
-        return found
+        return self._table.find(DEFAULT_MODEL if _is_offline(model) else model, on)
 
-    def _named(self, model: str) -> list[Price]:
-        name = model.removeprefix("models/")
-        if name.startswith("offline-"):
-            name = DEFAULT_MODEL
-        while name and name not in self._newest_first:
-            name = name.rpartition("-")[0]
-        return self._newest_first.get(name, [])
+    def models(self) -> list[str]:
+        """Return the names that have a price of their own, in the order of the table."""
+        return self._table.models()
+
+    def changes_of(self, model: str) -> list[Price]:
+        """Return all prices of exactly this name, oldest first."""
+        return self._table.entries_of(model)
 
 
 class SpendMeter:
@@ -137,46 +130,34 @@ def _ceil(rated: int) -> int:
     return -(-rated // _TOKENS_PER_RATE)
 
 
-def _prices_in(document: Mapping[str, Any]) -> list[Price]:
-    entries = document.get("price")
-    if not isinstance(entries, list) or not entries or set(document) != {"price"}:
-        raise ValueError("must consist of [[price]] entries, at least one, and nothing else")
-    prices = [_price(entry, f"price entry {number}") for number, entry in enumerate(entries, start=1)]
-    seen: set[tuple[str, date]] = set()
-    for number, price in enumerate(prices, start=1):
-        if (price.model, price.since) in seen:
-            raise ValueError(f"price entry {number}: {price.model} has a second price from {price.since}")
-        seen.add((price.model, price.since))
-    return prices
+def _is_offline(model: str) -> bool:
+    return model.removeprefix("models/").startswith("offline-")
 
 
-def _price(entry: object, label: str) -> Price:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{label}: must be a table")  # noqa: TRY004 - a bad file is a ValueError whatever is bad in it
-    model = entry.get("model")
-    if not isinstance(model, str) or not model.strip():
-        raise ValueError(f"{label}: 'model' must be the name of a model")
-    label = f"{label} ({model})"
-    if wrong := set(entry).symmetric_difference(_FIELDS):
-        name = min(wrong)
-        raise ValueError(f"{label}: {name!r} is {'not a field' if name in entry else 'missing'}")
-    since = entry["from"]
-    if not isinstance(since, date) or isinstance(since, datetime):
-        raise ValueError(f"{label}: 'from' must be a date such as 2026-01-31, without quotes")  # noqa: TRY004 - as above
-    rates = [_field_rate(entry[name], name, label) for name in _RATES]
-    return Price(model, since, *rates)
+def _price(entry: Entry) -> Price:
+    entry.require(_FIELDS, EVIDENCE_FIELDS)
+    known = entry.fields["cached_input"] != _UNKNOWN
+    return Price(
+        model=entry.fields["model"],
+        since=entry.day("from"),
+        input=_field_rate(entry, "input"),
+        cached_input=_field_rate(entry, "cached_input" if known else "input"),
+        output=_field_rate(entry, "output"),
+        cached_is_known=known,
+        evidence=entry.evidence(),
+    )
 
 
-def _field_rate(value: object, name: str, label: str) -> int:
+def _field_rate(entry: Entry, name: str) -> int:
     try:
-        return _rate(value)
+        return _rate(entry.fields[name])
     except ValueError as error:
-        raise ValueError(f"{label}: {name!r} {error}") from None
+        raise entry.error(f"{name!r} {error}") from None
 
 
 def _rate(dollars: object) -> int:
     if isinstance(dollars, bool) or not isinstance(dollars, int | Decimal):
-        raise ValueError("must be a number of dollars per million tokens")  # noqa: TRY004 - as above
+        raise ValueError("must be a number of dollars per million tokens")  # noqa: TRY004 - a bad file is a ValueError whatever is bad in it
     value = Decimal(dollars)
     if not value.is_finite() or not 0 <= value <= _HIGHEST_RATE:
         raise ValueError(f"must lie between 0 and {_HIGHEST_RATE} dollars per million tokens")

@@ -1,4 +1,4 @@
-"""The recorder: one attempt at Gemini on the books, from its reservation to its settlement.
+"""The cost recorder: it writes one call to Gemini to the ledger, first its reservation, then its settlement.
 
 Tokens become money here and nowhere else. An attempt is on disk with an upper bound of its cost before Gemini is
 called, and settled on disk before its answer goes anywhere.
@@ -10,17 +10,25 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Self
 
 from mtllm.billing.prices import Price, PriceTable, SpendMeter
 from mtllm.billing.tokens import DriftMeter, TokenCounter
 from mtllm.domain.caller import Caller
 from mtllm.domain.completion import Answer, Instruction, StoredAnswer
-from mtllm.domain.errors import LedgerUnavailable, NotConfigured, UpstreamFailure
-from mtllm.domain.money import Cost, Receipt, TokenUsage
-from mtllm.ledger.ledger import ABANDONED as ABANDONED
-from mtllm.ledger.ledger import Attempt, Hit, Ledger, Settlement
+from mtllm.domain.errors import (
+    Abandoned,
+    ApiError,
+    InternalError,
+    LedgerUnavailable,
+    NotConfigured,
+    UpstreamFailure,
+    may_be_billed,
+)
+from mtllm.domain.money import NO_COST, NOTHING, Amount, Charge, Receipt, TokenUsage
+from mtllm.ledger.ledger import Ledger
+from mtllm.ledger.records import OK, Attempt, Hit, Settlement
 from mtllm.tasks import Job
 
 SETTLING_SECONDS = 5.0
@@ -32,81 +40,71 @@ MOST_LATE = 1000
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """What one answer costs. `estimated`: tokens are tiktoken's; `unpriced`: no price is known, the cost shows 0."""
-
-    usage: TokenUsage
-    cost: Cost
-    price: Price | None
-    estimated: bool
-
-    @property
-    def unpriced(self) -> bool:
-        """No price is known for the model that answered."""
-        return self.price is None
-
-
 class OpenAttempt:
-    """One attempt that is open in the ledger. Exactly one of `settle` and `fail` ends it."""
+    """One attempt at Gemini on the books, as a context manager.
 
-    def __init__(self, recorder: CostRecorder, row: int, attempt: Attempt, *, budgeted: bool) -> None:
+    `settle` ends it with what came; an exception that leaves the block before that ends it as failed.
+    """
+
+    receipt: Receipt = NOTHING
+    """What the attempt has cost, once it has ended."""
+
+    def __init__(
+        self, recorder: CostRecorder, row: int, attempt: Attempt, instruction: Instruction, *, budgeted: bool
+    ) -> None:
         self._recorder = recorder
         self._row = row
         self._attempt = attempt
+        self._instruction = instruction
         self._budgeted = budgeted
+        self._ended = False
         self._started = recorder.monotonic()
+        self.partial: Callable[[], Answer] | None = None
+        """Set for a stream: returns the part of the answer that has come. It is charged when the stream breaks off."""
 
-    def charge(self, instruction: Instruction, answer: Answer) -> Charge:
-        """What `answer` costs by the prices of the day on which the attempt began."""
-        return self._recorder.charge(instruction, answer, at=self._attempt.timestamp)
+    def __enter__(self) -> Self:
+        return self
 
-    def settle(self, answer: Answer, charge: Charge, status: str) -> Receipt:
-        """Write what the attempt came to; returns when it is on disk. Raises LedgerUnavailable when it cannot be."""
-        usage, cost, price = charge.usage, charge.cost, charge.price
-        if self._budgeted and cost.total > self._attempt.reserved:
+    def __exit__(self, _type: object, failure: BaseException | None, _traceback: object) -> None:
+        if failure is not None and not self._ended:
+            self._fail(failure)
+
+    def settle(self, answer: Answer, failure: ApiError | None = None) -> Charge:
+        """Write what the attempt came to and return what it costs, by the prices of the day on which it began.
+
+        `failure` is why the answer cannot be used, if so. Returns when it is on disk. Raises LedgerUnavailable when it
+        cannot be written.
+        """
+        return self._settle_as(OK if failure is None else failure.code, answer)
+
+    def _settle_as(self, status: str, answer: Answer) -> Charge:
+        charge = self._recorder.charge(self._instruction, answer, at=self._attempt.timestamp)
+        cost = charge.amount.cost.total
+        if self._budgeted and cost > self._attempt.reserved:
             self._recorder.warn(
-                f"Gemini billed {cost.total} nano-dollars for a call that could cost {self._attempt.reserved} at most."
+                f"Gemini billed {cost} nano-dollars for a call that could cost {self._attempt.reserved} at most."
             )
-        self._recorder.settle(
-            self._row,
-            Settlement(
-                status=status,
-                model=answer.model,
-                input_tokens=usage.input,
-                cached_input_tokens=usage.cached_input,
-                output_tokens=usage.output,
-                input_cost=cost.input,
-                output_cost=cost.output,
-                total_cost=cost.total,
-                estimated=charge.estimated,
-                unpriced=charge.unpriced,
-                input_price=price.input if price else None,
-                cached_input_price=price.cached_input if price else None,
-                output_price=price.output if price else None,
-                keep_reservation=charge.unpriced and self._budgeted,
-            ),
-        )
-        return Receipt(usage.input, usage.output, cost.input, cost.output, 1, self._elapsed())
+        keep = charge.unpriced and self._budgeted
+        self._end(Settlement(status, answer.model, charge, keep_reservation=keep))
+        return charge
 
-    def fail(self, status: str, *, maybe_billed: bool) -> Receipt:
-        """Write that the attempt brought nothing; a call that Gemini may bill keeps its reservation in the budget."""
-        settlement = Settlement(status=status, model=self._attempt.model, keep_reservation=maybe_billed)
+    def _fail(self, failure: BaseException) -> None:
+        """Write that the attempt failed, with what came of a stream; what may be billed keeps its reservation."""
+        status = failure.code if isinstance(failure, UpstreamFailure | Abandoned) else InternalError.code
+        partial = None if self.partial is None else self.partial()
+        if partial is not None and (partial.text or partial.usage):
+            self._settle_as(status, partial)
+        else:
+            self._end(Settlement(status, self._attempt.model, keep_reservation=may_be_billed(failure)))
+
+    def _end(self, settlement: Settlement) -> None:
+        self._ended = True  # a settlement that the disk refuses is written later, never another in its place
         self._recorder.settle(self._row, settlement)
-        return Receipt(attempts=1, upstream_seconds=self._elapsed())
-
-    def fail_with(self, failure: BaseException) -> Receipt:
-        """`fail`, with status and doubt as `failure` tells them."""
-        if not isinstance(failure, UpstreamFailure):
-            return self.fail("internal_error", maybe_billed=True)
-        return self.fail(failure.code, maybe_billed=failure.maybe_billed)
-
-    def _elapsed(self) -> float:
-        return self._recorder.monotonic() - self._started
+        self.receipt = Receipt(settlement.amount, 1, self._recorder.monotonic() - self._started)
 
 
 class CostRecorder:
-    """Opens entries, prices answers, books hits. `warn` is told, in a sentence, what its operator should know."""
+    """Opens attempts, prices answers, books hits. `warn` is told, in a sentence, what its operator should know."""
 
     def __init__(
         self,
@@ -131,10 +129,10 @@ class CostRecorder:
         self._late: deque[tuple[int, Settlement]] = deque(maxlen=MOST_LATE)
 
     def price_of(self, model: str, at: float) -> Price | None:
-        """The price of `model` on the UTC day of `at`; None when the table has none."""
+        """Return the price of `model` on the UTC day of `at`; None when the table has none."""
         return self._prices.price_of(model, datetime.fromtimestamp(at, UTC).date())
 
-    def open(self, job: Job, caller: Caller, model: str, *, number: int, seconds: float) -> OpenAttempt:
+    def attempt(self, job: Job, caller: Caller, model: str, *, number: int, seconds: float) -> OpenAttempt:
         """Put attempt `number` on disk with an upper bound of its cost, before Gemini is called.
 
         `seconds` is how long the call may take. Raises BudgetExceeded, LedgerUnavailable, or NotConfigured when a
@@ -155,7 +153,8 @@ class CostRecorder:
             key=caller.key,
             number=number,
         )
-        return OpenAttempt(self, self._ledger.open(attempt, caller.budgets), attempt, budgeted=bool(caller.budgets))
+        row = self._ledger.open(attempt, caller.budgets)
+        return OpenAttempt(self, row, attempt, job.instruction, budgeted=bool(caller.budgets))
 
     def settle(self, row: int, settlement: Settlement) -> None:
         """Put the end of an attempt on disk. Raises LedgerUnavailable when it cannot be; `settle_late` tries again."""
@@ -164,7 +163,7 @@ class CostRecorder:
         except LedgerUnavailable:
             self._late.append((row, settlement))
             raise
-        self.spend.add(settlement.total_cost)
+        self.spend.add(settlement.amount.cost.total)
 
     def settle_late(self) -> None:
         """Write the settlements that the disk refused. Raises LedgerUnavailable when it still does."""
@@ -172,7 +171,7 @@ class CostRecorder:
             self.settle(*self._late.popleft())
 
     def charge(self, instruction: Instruction, answer: Answer, *, at: float) -> Charge:
-        """What `answer` to a call made `at` costs: by Gemini's counts when it reported them, else by tiktoken's.
+        """Return what `answer` to a call made `at` costs: by Gemini's counts when it reported them, else by tiktoken's.
 
         An estimate never exceeds the tokens that the call was allowed: that is all that Gemini can have generated.
         """
@@ -185,8 +184,8 @@ class CostRecorder:
         else:
             self.drift.observe(instruction.text, answer.text, usage.input, usage.output)
         price = self.price_of(answer.model, at)
-        cost = price.cost(usage.input, usage.output, usage.cached_input) if price else Cost(0, 0)
-        return Charge(usage, cost, price, estimated=answer.usage is None)
+        cost = price.cost(usage.input, usage.output, usage.cached_input) if price else NO_COST
+        return Charge(Amount(usage, cost), price, estimated=answer.usage is None)
 
     def book_hit(self, job: Job, caller: Caller, answer: StoredAnswer, *, shared: bool) -> None:
         """Book an answer that cost nothing (`shared`: with a request in flight); written within a second."""
@@ -197,8 +196,8 @@ class CostRecorder:
                 task=job.task.name,
                 client=caller.client,
                 model=answer.model,
-                input_tokens=answer.input_tokens,
-                output_tokens=answer.output_tokens,
+                input_tokens=answer.usage.input,
+                output_tokens=answer.usage.output,
                 saved=answer.cost,
                 shared=shared,
                 key=caller.key,

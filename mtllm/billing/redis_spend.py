@@ -1,4 +1,4 @@
-"""The since-start total that all processes share: each adds what it spent, and hears what the others did.
+"""The since-start total that all processes share: each adds its own spend, and hears of the others'.
 
 A process tells Redis not what is new but how much it has spent in all; Redis adds the difference to what it heard
 before. So a push whose answer was lost can be repeated, and what gathered while Redis was away is added once.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 from uuid import uuid4
 
-from mtllm.redis_link import Line, RedisLink, Script
+from mtllm.redis_link import RedisCommands, RedisLink, Script
 
 REMEMBERED_SECONDS = 86_400
 """How long Redis remembers what a silent process has told it: an outage longer than that may count its spend twice."""
@@ -28,17 +28,17 @@ PUSH = Script(
 
 
 class Meter(Protocol):
-    """What was spent: nano-dollars that only grow."""
+    """A sum of nano-dollars that only grows."""
 
     def add(self, nano: int) -> int: ...
     def total(self) -> int: ...
 
 
 class SharedSpend:
-    """Adds to `meter` what others have spent, at every beat of `link`.
+    """Adds the other processes' spend to `meter` at every beat of `link`.
 
     The meter stays what requests read: it includes their own spend at once, others' a beat later, and never falls. When
-    Redis has forgotten the total, it goes on from what it knows.
+    Redis has forgotten the total, the meter goes on from its own.
     """
 
     def __init__(self, link: RedisLink, meter: Meter) -> None:
@@ -47,12 +47,12 @@ class SharedSpend:
         self._process_key = ""
         self._others = 0
 
-    def sync(self, line: Line) -> None:
+    def sync(self, redis: RedisCommands) -> None:
         """Tell Redis this process's spend, and the meter the others'."""
         own = self._meter.total() - self._others
         if not self._process_key:
             self._process_key = f"{self._total_key}:{uuid4().hex}"  # here, not when made: processes may be forked
-        total = int(line.run(PUSH, [self._total_key, self._process_key], [own, REMEMBERED_SECONDS]))
+        total = int(redis.run(PUSH, [self._total_key, self._process_key], [own, REMEMBERED_SECONDS]))
         others = total - own
         if others > self._others:
             self._meter.add(others - self._others)

@@ -16,7 +16,7 @@ _HEADINGS = ("requests", "cached", "hit rate", "input tokens", "output tokens", 
 
 
 def report(ledger: Ledger, from_: float, to: float) -> Iterator[str]:
-    """Lines that tell what `from_` <= time < `to` (epoch seconds) cost and what the cache saved.
+    """Yield lines on what `from_` <= time < `to` (epoch seconds) cost and what the cache saved.
 
     By day, task, model and client, each with its total. Raises LedgerUnavailable.
     """

@@ -57,7 +57,7 @@ class TokenCounter:
         self._price = price
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens `text` has. Every string is plain text: `<|endoftext|>` and lone surrogates too.
+        """Return how many tokens `text` has. Every string is plain text: `<|endoftext|>` and lone surrogates too.
 
         Longer text is counted in pieces of 16,384 characters, so that no text takes more than linear time; each cut
         can split a word and then adds or removes a token or two (under 0.1 % in all). When the vocabulary is missing
@@ -72,7 +72,7 @@ class TokenCounter:
         return sum(len(encoding.encode_ordinary(piece)) for piece in pieces)
 
     def calculate_cost(self, input_tokens: int, output_tokens: int) -> tuple[float, float, float]:
-        """Dollars for the input, for the output and together, at $0.10 and $0.40 per million unless built otherwise.
+        """Return dollars for input, output and both, at $0.10 and $0.40 per million unless another price was given.
 
         A float is for people and scripts; the service adds up nano-dollars (`Price.cost`).
         """
@@ -129,7 +129,7 @@ def _ratio(estimated: int, reported: int) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class _Sample:
     prompt: str
     answer: str
     input: int
@@ -137,14 +137,14 @@ class _Call:
 
 
 class DriftMeter:
-    """Adds up both counts, Gemini's and ours, off the request's path.
+    """Adds up Gemini's token counts and ours, off the request's path.
 
     A thread is started by the first call; at most `queue_size` calls wait for it, further ones are dropped and counted.
     """
 
     def __init__(self, count_tokens: Callable[[str], int], *, queue_size: int = 64) -> None:
         self._count = count_tokens
-        self._calls: queue.Queue[_Call | None] = queue.Queue(queue_size)
+        self._calls: queue.Queue[_Sample | None] = queue.Queue(queue_size)
         self._lock = threading.Lock()
         self._drift = Drift()
         self._thread: threading.Thread | None = None
@@ -152,7 +152,7 @@ class DriftMeter:
 
     def observe(self, prompt_text: str, answer_text: str, input_tokens: int, output_tokens: int) -> None:
         """Compare our counts with the tokens that Gemini reported, soon; returns at once."""
-        call = _Call(prompt_text, answer_text, input_tokens, output_tokens)
+        call = _Sample(prompt_text, answer_text, input_tokens, output_tokens)
         with self._lock:
             if self._closed:
                 return
@@ -162,10 +162,10 @@ class DriftMeter:
             try:
                 self._calls.put_nowait(call)
             except queue.Full:
-                self._drift = _added(self._drift, dropped=1)
+                self._drift = _add(self._drift, dropped=1)
 
     def snapshot(self) -> Drift:
-        """The sums so far."""
+        """Return the sums so far."""
         return self._drift
 
     def close(self, timeout: float = 5.0) -> None:
@@ -182,7 +182,7 @@ class DriftMeter:
         while (call := self._calls.get()) is not None:
             input_estimated, output_estimated = self._count(call.prompt), self._count(call.answer)
             with self._lock:
-                self._drift = _added(
+                self._drift = _add(
                     self._drift,
                     samples=1,
                     input_reported=call.input,
@@ -192,5 +192,5 @@ class DriftMeter:
                 )
 
 
-def _added(drift: Drift, **more: int) -> Drift:
+def _add(drift: Drift, **more: int) -> Drift:
     return Drift(**{name: getattr(drift, name) + more.get(name, 0) for name in Drift.__slots__})

@@ -1,1 +1,1 @@
-"""Answers kept: in memory, in a file, in Redis."""
+"""Stored answers: in memory, on disk, in Redis."""

@@ -1,1 +1,1 @@
-"""What the flow of a completion is described in: its result, what it needs of others, and a stream's two ends."""
+"""The flow of one completion: stored answers, one flight for identical requests, attempts, streams."""

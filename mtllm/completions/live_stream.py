@@ -22,25 +22,27 @@ class LiveStream:
         self._source: AnswerStream | None = None
         self._lock = threading.Lock()
         self.begun = False
+        self.queue_seconds = 0.0
+        """How long the stream waited for a slot."""
         self.cancelled = threading.Event()
 
     def next(self, timeout: float) -> str | Completion | None:
-        """The next delta, or how the stream ended; None when neither came within `timeout` seconds."""
+        """Return the next delta, or the completion at the end; None when neither came within `timeout` seconds."""
         try:
             return self._parts.get(timeout=timeout)
         except Empty:
             return None
 
     def cancel(self) -> None:
-        """The client has gone: nothing more is wanted."""
+        """End Gemini's side, because the client has gone."""
         with self._lock:
             self.cancelled.set()
             source = self._source
         if source is not None:
             source.cancel()
 
-    def fed_by(self, source: AnswerStream) -> None:
-        """Name where the deltas come from, so that it can be cancelled."""
+    def feed_from(self, source: AnswerStream) -> None:
+        """Name the source of the deltas, so that it can be cancelled."""
         with self._lock:
             self._source = source
             cancelled = self.cancelled.is_set()
@@ -53,5 +55,5 @@ class LiveStream:
         self._parts.put(delta)
 
     def end(self, completion: Completion) -> None:
-        """Hand the edge how it ended; nothing comes after it."""
+        """Hand the completion to the edge; nothing comes after it."""
         self._parts.put(completion)

@@ -1,4 +1,4 @@
-"""What the flow needs of a model and of a cache, whatever they are made of."""
+"""The interfaces of a model and of a cache, as the flow uses them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ class AnswerStream(Protocol):
 
 
 class Model(Protocol):
-    """What the flow needs of a model. `deadline` is in monotonic seconds; failures are `UpstreamFailure`s."""
+    """The interface of a model. `deadline` is in monotonic seconds; failures are `UpstreamFailure`s."""
 
+    @property
+    def model(self) -> str: ...
     def generate(self, instruction: Instruction, *, deadline: float) -> Answer: ...
     def stream(
         self, instruction: Instruction, *, gap_seconds: float, deadline: float, first_seconds: float
@@ -31,7 +33,7 @@ class Model(Protocol):
 
 
 class AnswerCache(Protocol):
-    """What the flow needs of the response cache: this process's, or one shared by many."""
+    """The interface of the response cache: this process's, or one shared by many."""
 
     def look_up(self, key: bytes, *, max_age: float | None = None) -> CacheHit | None: ...
     def look_up_stale(self, key: bytes) -> CacheHit | None: ...

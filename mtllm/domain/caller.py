@@ -8,7 +8,7 @@ SERVICE_SCOPE = "service"
 
 
 def key_scope(key: str) -> str:
-    """The budget scope of the API key named `key`."""
+    """Return the budget scope of the API key named `key`."""
     return f"key:{key}"
 
 

@@ -24,7 +24,12 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, ClassVar
+from typing import ClassVar
+
+MAX_REPORTED_FIELDS = 20
+"""Bad fields that one answer names at most."""
+MAX_FIELD_NAME_CHARS = 100
+"""Characters that an answer repeats of a field's name at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +64,15 @@ class ApiError(Exception):
 
     @property
     def message(self) -> str:
-        """The sentence shown to the caller."""
+        """Return the sentence shown to the caller."""
         return str(self.args[0])
 
     def __str__(self) -> str:
-        """The sentence and the details, for those who call from Python."""
+        """Return the sentence and the details, for those who call from Python."""
         return " ".join((self.message, *(f"{detail.field}: {detail.message}." for detail in self.details)))
 
     def headers(self) -> Mapping[str, str]:
-        """The headers this error brings along, beside those of every response."""
+        """Return the headers of this error, beside those of every response."""
         if self.retry_after is None:
             return {}
         return {"Retry-After": str(max(1, ceil(self.retry_after)))}
@@ -126,7 +131,7 @@ class MethodNotAllowed(ApiError):
         self.allow = allow
 
     def headers(self) -> Mapping[str, str]:
-        """`Allow` (RFC 9110, section 10.2.1)."""
+        """Return `Allow` (RFC 9110, section 10.2.1)."""
         return {"Allow": ", ".join(sorted(self.allow))}
 
 
@@ -173,10 +178,14 @@ class InternalError(ApiError):
 
 
 class Abandoned(ApiError):
-    """The client went away before its answer was complete; nobody reads this, but log and ledger tell it."""
+    """The client went away before its answer was complete. It is for log and ledger; `maybe_billed` as below."""
 
     status, code = 499, "abandoned"
     sentence = "The client went away before the answer was complete."
+
+    def __init__(self, *, maybe_billed: bool = False) -> None:
+        super().__init__()
+        self.maybe_billed = maybe_billed
 
 
 class NotCached(ApiError):
@@ -240,10 +249,13 @@ class UpstreamFailure(ApiError):
     `retry`: may the call be repeated. `wait`: the seconds Gemini asked us to wait (RetryInfo), if it did.
     `breaks`: counts towards the circuit breaker (connection, 5xx, 429, time-out; not a bad request).
     `maybe_billed`: the request was sent and its end is unknown, so Gemini may charge for it.
+    `cause_words`: the upstream status and Google's fixed words, or the kinds of the network's errors, for the log; they
+    quote nobody.
     """
 
     retry: Retry
     breaks: bool
+    cause_words: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -294,7 +306,10 @@ class ModelUnavailable(UpstreamFailure):
     """The configured model is unknown or retired."""
 
     status, code = 502, "model_unavailable"
-    sentence = "The configured model does not exist (any more); its operator must change GEMINI_MODEL."
+    sentence = (
+        "The configured model is not served (any more); the operator must set GEMINI_MODEL to a live one, such as "
+        "gemini-3.1-flash-lite."
+    )
 
 
 class UpstreamUnavailable(UpstreamFailure):
@@ -311,22 +326,13 @@ class UpstreamTimeout(UpstreamFailure):
     sentence = "Gemini did not answer in time."
 
 
-def caused_by(defect: Exception) -> InternalError:
-    """The error that a client gets for a defect of ours, which stays its cause for the log."""
+def may_be_billed(failure: BaseException) -> bool:
+    """Return whether Gemini may charge for a call that ended with `failure`; of a defect of ours nobody knows."""
+    return failure.maybe_billed if isinstance(failure, UpstreamFailure | Abandoned) else True
+
+
+def wrap_defect(defect: Exception) -> InternalError:
+    """Return the error that a client gets for a defect of ours, which stays its cause for the log."""
     error = InternalError()
     error.__cause__ = defect
     return error
-
-
-def as_json(error: ApiError, request_id: str) -> dict[str, Any]:
-    """The body of every error: a sentence, a code, the request's id, and for a bad request the bad fields."""
-    body: dict[str, Any] = {"error": error.message, "code": error.code, "request_id": request_id}
-    if error.details:
-        body["details"] = [{"field": detail.field, "message": detail.message} for detail in error.details]
-    return body
-
-
-MAX_REPORTED_FIELDS = 20
-
-
-MAX_FIELD_NAME_CHARS = 100

@@ -1,22 +1,24 @@
-"""What can be logged: a finished request, or something that no single request caused."""
+"""Events for the logs: a finished request, or an operation that no single request caused."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mtllm.domain.completion import Origin, StoredAnswer
 from mtllm.domain.findings import Finding
+from mtllm.domain.money import NO_AMOUNT, Amount
 
 Fact = str | float | bool | None
 
 
 @dataclass(slots=True)
 class RequestEvent:
-    """One finished request, as its edge saw it; every log line of the request is made from this.
+    """One finished request; every log line of the request is made from this.
 
     Times in seconds (`timestamp` since the epoch), money in nano-dollars. `cached` is None when there was no
-    completion. `prompt` and `answer` are only references: the writer shows of them what LOG_PROMPTS allows; an `answer`
-    in bytes is a JSON body, whose first value it is. `fault` is the exception behind a 500. `note` is a sentence for
-    the operator, on the error line.
+    completion. `amount`: what all attempts together used and cost. `prompt` and `answer` are only references: the
+    writer shows of them what LOG_PROMPTS allows. `fault` is the exception behind a 500. `note` is a sentence for the
+    operator, on the error line.
     """
 
     request_id: str
@@ -32,11 +34,8 @@ class RequestEvent:
     task: str | None = None
     model: str | None = None
     cached: bool | None = None
-    input_tokens: int = 0
-    output_tokens: int = 0
-    input_cost: int = 0
-    output_cost: int = 0
-    total_cost: int = 0
+    origin: Origin = Origin.NONE
+    amount: Amount = NO_AMOUNT
     saved: int = 0
     attempts: int = 0
     queue_seconds: float = 0.0
@@ -44,14 +43,14 @@ class RequestEvent:
     request_bytes: int = 0
     response_bytes: int = 0
     prompt: str | None = None
-    answer: str | bytes | None = None
+    answer: StoredAnswer | str | None = None
     findings: tuple[Finding, ...] = ()
     fault: BaseException | None = None
     note: str | None = None
 
     @property
     def is_error(self) -> bool:
-        """Whether it belongs on the error log: a failure of anybody's, save a path that is not there.
+        """Return whether the event belongs on the error log: any failure but an unknown path.
 
         A stream that fails after its first byte has a code, and the status 200 that was sent before.
         """
@@ -59,8 +58,8 @@ class RequestEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
-    """Something that no single request caused: its name, a sentence for the operator, and figures."""
+class Notice:
+    """What no single request caused: the event's name, a sentence for the operator, and figures."""
 
     timestamp: float
     event: str

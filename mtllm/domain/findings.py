@@ -1,4 +1,4 @@
-"""What the security log tells of: one suspicious thing, whoever noticed it."""
+"""Findings: the suspicious things that the security log records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rate limits as values: what a client may do, and what became of one call."""
+"""Rate limits as values: a limit, and the verdict on one call."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Limit:
 
     @property
     def name(self) -> str:
-        """What the rate limit headers call this limit."""
+        """Return the name of this limit in the rate limit headers."""
         return f"{self.amount}-in-{self.window_seconds}"
 
 
 def parse_limits(text: str) -> tuple[Limit, ...]:
-    """The limits that `text` says: `N/[K ]unit`, separated by `;`, such as `60/minute;1000/hour` or `5/3 seconds`.
+    """Parse limits, `N/[K ]unit` separated by `;`, such as `60/minute;1000/hour` or `5/3 seconds`.
 
     Units are second, minute, hour and day. An empty text means no limit. Raises ValueError, in words, naming the part
     that is none.
@@ -51,8 +51,8 @@ def _parse_limit(part: str) -> Limit:
     return Limit(amount, units * UNIT_SECONDS[match["unit"].lower()])
 
 
-class Verdict(NamedTuple):  # made at every request, and a NamedTuple takes a third of the time of a frozen dataclass
-    """What became of one call, and how its client stands afterwards."""
+class Verdict(NamedTuple):  # and no dataclass, since every check makes one (benchmarks: parts_cache, rate limiters)
+    """The outcome of one call, and its client's standing afterwards."""
 
     admitted: bool
     limit: Limit

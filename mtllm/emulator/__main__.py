@@ -2,6 +2,6 @@
 
 import sys
 
-from mtllm.emulator.server import main
+from mtllm.emulator.command import main
 
 sys.exit(main())

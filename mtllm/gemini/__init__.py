@@ -1,1 +1,1 @@
-"""The way to Gemini below its SDK: connections that end on time, bodies as they arrive, and what a failure means."""
+"""Calls to Gemini: requests and answers, connections that end on time, and what a failure means."""

@@ -1,14 +1,19 @@
-"""Bodies of Gemini's responses as they arrive: plain ones, and arrays whose elements are passed on one by one."""
+"""Bodies of Gemini's responses as they arrive: plain ones, and streams in either of Google's two forms.
+
+A stream is an array of objects, or server-sent events (WHATWG HTML, section 9.2) with an object in each. A document
+that is an error means what it says, whatever the status before it.
+"""
 
 from __future__ import annotations
 
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from mtllm.gemini.failures import failure_of_element, mapping, mappings
+from mtllm.gemini.documents import as_object
+from mtllm.gemini.failures import failure_of_error
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -16,10 +21,43 @@ if TYPE_CHECKING:
 READ_BYTES = 65_536
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """No answer of the API comes near; it bounds what a misbehaving peer can make us hold."""
+EVENT_STREAM = "text/event-stream"
+
+_STRUCTURE = re.compile(r'\\.|["{}]', re.DOTALL)
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_END_OF_EVENTS = "[DONE]"  # some gateways end a stream so, as OpenAI does
 
 
-def pieces_of(response: BaseHTTPResponse) -> Iterator[bytes]:
-    """The body as it arrives, decompressed. Raises ValueError past MAX_BODY_BYTES."""
+def read_document(response: BaseHTTPResponse) -> tuple[bytes, Mapping[str, Any]]:
+    """Return a plain body as it is and as an object. Raises UpstreamFailure for an error, ValueError for no object."""
+    body = b"".join(read_pieces(response))
+    return body, _checked(json.loads(body))
+
+
+def read_documents(response: BaseHTTPResponse) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each object of a stream as text and as an object, as soon as it is there.
+
+    Raises UpstreamFailure for one that is an error; ValueError when the body is neither form, or ends before its end.
+    """
+    media_type = response.headers.get("Content-Type", "")
+    split = split_events if media_type.lower().startswith(EVENT_STREAM) else split_array
+    for text in split(read_pieces(response)):
+        yield text, _checked(json.loads(text))
+
+
+def _checked(document: object) -> Mapping[str, Any]:
+    if not isinstance(document, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - bad JSON is a ValueError whatever is bad in it
+    if not isinstance(document.get("candidates", []), list):
+        raise ValueError("the candidates are no array")  # noqa: TRY004 - as above
+    if "error" in document and "candidates" not in document:
+        error = as_object(document["error"])
+        raise failure_of_error(error.get("code"), error, {})
+    return document
+
+
+def read_pieces(response: BaseHTTPResponse) -> Iterator[bytes]:
+    """Yield the body as it arrives, decompressed. Raises ValueError past MAX_BODY_BYTES."""
     size = 0
     while piece := response.read1(READ_BYTES, decode_content=True):
         size += len(piece)
@@ -28,13 +66,39 @@ def pieces_of(response: BaseHTTPResponse) -> Iterator[bytes]:
         yield piece
 
 
-_STRUCTURE = re.compile(r'\\.|["{}]', re.DOTALL)
+def split_events(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Yield the data of each server-sent event. Raises ValueError when the body ends within one, or is not UTF-8."""
+    data: list[str] = []
+    for line in _split_lines(pieces):
+        if line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+        elif not line and data:
+            event, data = "\n".join(data), []
+            if event != _END_OF_EVENTS:
+                yield event
+    if data:
+        raise ValueError("the last event has no end")
 
 
-def json_objects(pieces: Iterable[bytes]) -> Iterator[str]:
-    """The objects of a JSON array, each as soon as its last brace is there. Linear in the length of the body.
+def _split_lines(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Yield each line as soon as it is there; the last one even without an end."""
+    decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+    held = ""
+    for piece in pieces:
+        held += decode(piece)
+        whole = held.removesuffix("\r")  # the other half of this line end may be in the next piece
+        *lines, rest = _LINE_END.split(whole)
+        held = rest + held[len(whole) :]
+        yield from lines
+    if held:
+        yield held.removesuffix("\r")
 
-    Raises ValueError when the body is no array of objects, is not UTF-8, or ends before the array does.
+
+def split_array(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Yield the objects of a JSON array, each as soon as its last brace is there.
+
+    Linear in the length of the body. Raises ValueError when the body is no array of objects, is not UTF-8, or ends
+    before the array does.
     """
     decode = codecs.getincrementaldecoder("utf-8")().decode
     held: list[str] = []  # what was read of the current object, or since the last one
@@ -69,35 +133,3 @@ def _opens_array(text: str) -> bool:
     if stripped and stripped[0] != "[":
         raise ValueError("not an array")
     return bool(stripped)
-
-
-def whole_body(pieces: Iterable[bytes]) -> bytes:
-    """A plain body, without thoughts. Raises ValueError when it has some and is no JSON."""
-    body = b"".join(pieces)
-    return _without_thoughts(body.decode()).encode() if _THOUGHT.encode() in body else body
-
-
-def elements_of(pieces: Iterable[bytes]) -> Iterator[str]:
-    """The body of a stream, an array, in parts of which each ends with one element.
-
-    Raises UpstreamFailure for an element that tells of an error, ValueError as `json_objects` does.
-    """
-    separator = "["
-    for text in json_objects(pieces):
-        if failure := failure_of_element(text):
-            raise failure
-        yield separator + (_without_thoughts(text) if _THOUGHT in text else text)
-        separator = ","
-    yield "[]" if separator == "[" else "]"
-
-
-_THOUGHT = '"thought"'
-
-
-def _without_thoughts(text: str) -> str:
-    message = json.loads(text)
-    for candidate in mappings(mapping(message).get("candidates")):
-        content = candidate.get("content")
-        if isinstance(content, dict):
-            content["parts"] = [part for part in mappings(content.get("parts")) if part.get("thought") is not True]
-    return json.dumps(message)

@@ -30,7 +30,7 @@ _owners = threading.Lock()  # guards who owns a connection, so that a late cut n
 
 
 class BoundedCall:
-    """One call while it runs: until when it may (monotonic seconds), how far it got, and the means to end it."""
+    """One call while it runs: its deadline (monotonic seconds), how far it got, and the means to end it."""
 
     def __init__(self, watchdog: Watchdog, deadline: float) -> None:
         self._watchdog = watchdog
@@ -39,23 +39,35 @@ class BoundedCall:
         self.cut_by: Cut | None = None
         self.sent = False
         """The request began to leave, so it may be processed."""
+        self._sent_at = inf
         self.reused = False
         """It left on a kept-alive connection, which the other side may have closed meanwhile."""
         self.answered = False
         """Status and headers came."""
         self._connection: Any = None
 
+    def mark_sent(self, *, reused: bool) -> None:
+        """Say that the request leaves now, and whether on a connection that was kept alive."""
+        self.sent = True
+        self.reused = reused
+        self._sent_at = self._watchdog.monotonic()
+
+    @property
+    def seconds_sent(self) -> float:
+        """Return how long ago the request left; negative infinity before that."""
+        return self._watchdog.monotonic() - self._sent_at
+
     @property
     def remaining(self) -> float:
-        """Seconds until the call is cut; negative when it should be already."""
+        """Seconds until the call is cut; negative when it is due already."""
         return self.due - self._watchdog.monotonic()
 
     def allow(self, seconds: float = inf) -> None:
-        """From now on the call may take so long, and in any case no longer than its deadline."""
+        """Allow the call `seconds` more from now on, but no longer than its deadline."""
         self._watchdog.watch(self, min(self._deadline, self._watchdog.monotonic() + seconds))
 
-    def over(self) -> None:
-        """The call has ended by itself."""
+    def finish(self) -> None:
+        """Say that the call has ended by itself."""
         self._watchdog.forget(self)
 
     def cut(self, reason: Cut) -> None:
@@ -65,7 +77,7 @@ class BoundedCall:
             self._shut_down()
 
     def claim(self, connection: Any, wire: socket.socket) -> None:
-        """From now on `wire`, the socket of `connection`, works for this call."""
+        """Make `wire`, the socket of `connection`, work for this call from now on."""
         with _owners:
             connection.owner, connection.wire = self, wire
             self._connection = connection
@@ -82,7 +94,7 @@ class BoundedCall:
 
     @contextmanager
     def on_this_thread(self) -> Iterator[None]:
-        """Connections that this thread uses inside the block work for this call."""
+        """Make the connections that this thread uses inside the block work for this call."""
         running.call = self
         try:
             yield
@@ -116,7 +128,7 @@ class Watchdog:
                 self._changed.notify()
 
     def forget(self, call: BoundedCall) -> None:
-        """The call ended by itself."""
+        """Cut `call` no more: it has ended by itself."""
         with self._changed:
             self._calls.discard(call)
 

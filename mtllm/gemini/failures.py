@@ -6,9 +6,8 @@ imported when a failure needs it, so that the service starts without it.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from typing import Any
@@ -25,24 +24,43 @@ from mtllm.domain.errors import (
     UpstreamUnavailable,
 )
 from mtllm.gemini.deadlines import BoundedCall, Cut
+from mtllm.gemini.documents import as_objects, error_in
+from mtllm.gemini.waits import MAX_WAIT_SECONDS, is_daily, is_hopeless, requested_wait
 
-MAX_WAIT_SECONDS = 3600.0
-"""A longer wait asked for by Gemini counts as this: callers have been locked out for hours by absurd ones."""
 DEFAULT_WAIT_SECONDS = 1.0
 """What a caller is told to wait when Gemini did not say."""
+STALE_SECONDS = 1.0
+"""A kept-alive connection that was closed while idle shows that within this time; later something else happened."""
+
+_FIXED_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{1,127}")
 
 
 def failure_of_status(status: object, body: bytes, headers: Mapping[str, str]) -> UpstreamFailure:
-    """What a response with this status and Google's error JSON as its body means. Total: no body makes it raise."""
-    details = _error_details(body)
-    wait = _asked_wait(details, headers)
+    """Return what a response with this status and Google's error JSON as its body means. No body makes it raise."""
+    return failure_of_error(status, error_in(body), headers)
+
+
+def failure_of_error(status: object, error: Mapping[str, Any], headers: Mapping[str, str]) -> UpstreamFailure:
+    """Return what a status means together with the `error` of Google's JSON and the response's headers."""
+    failure = _failure_by_status(status, error, requested_wait(error, headers))
+    failure.cause_words = _fixed_words(status, error)
+    return failure
+
+
+def _failure_by_status(status: object, error: Mapping[str, Any], wait: float | None) -> UpstreamFailure:
     pause = DEFAULT_WAIT_SECONDS if wait is None else wait
     match status:
-        case 429 if _is_daily(details):
+        case 429 if is_hopeless(error):
+            return UpstreamUnavailable(
+                "Gemini serves this key no more until its owner has looked at quota and balance.", breaks=True
+            )
+        case 429 if is_daily(error):
             pause = MAX_WAIT_SECONDS if wait is None else wait
             return UpstreamUnavailable(wait=wait, retry_after=pause, breaks=True)
         case 429 | 503:
             return UpstreamUnavailable(retry=Retry.YES, wait=wait, retry_after=pause, breaks=True)
+        case 408:
+            return UpstreamTimeout(retry=Retry.YES, breaks=True)
         case 504:
             return UpstreamTimeout(breaks=True)
         case int() if status >= 500:
@@ -50,90 +68,43 @@ def failure_of_status(status: object, body: bytes, headers: Mapping[str, str]) -
         case 401 | 403:
             return UpstreamAuthFailed()
         case 404:
-            return ModelUnavailable(
-                "The configured model does not exist (any more); the operator must set GEMINI_MODEL to a live one, "
-                "such as gemini-3.5-flash-lite."
-            )
+            return ModelUnavailable()
         case int() if 400 <= status < 500:
-            return UpstreamAuthFailed() if _refuses_key(details) else UpstreamRejected()
+            return _failure_of_request(error)
         case _:
             return UpstreamInvalidAnswer("Gemini's endpoint did not answer as Gemini does.")
 
 
-def _error_details(body: bytes) -> Sequence[Mapping[str, Any]]:
-    """`details` of Google's error JSON, which comes in an array on streams."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return ()
-    if isinstance(document, list):
-        document = next(iter(document), None)
-    return mappings(mapping(mapping(document).get("error")).get("details"))
+def _failure_of_request(error: Mapping[str, Any]) -> UpstreamFailure:
+    if any(str(detail.get("reason")).startswith("API_KEY_") for detail in as_objects(error.get("details"))):
+        return UpstreamAuthFailed()
+    if error.get("status") == "FAILED_PRECONDITION":
+        return UpstreamRejected(
+            "Gemini does not serve this service's region or account; its operator must look at the key's project."
+        )
+    return UpstreamRejected()
 
 
-def failure_of_element(text: str) -> UpstreamFailure | None:
-    """What an error document among the elements of a stream means; deltas may have been passed on before it."""
-    if '"error"' not in text or '"candidates"' in text:
-        return None
-    failure = failure_of_status(mapping(mapping(json.loads(text)).get("error")).get("code"), text.encode(), {})
-    failure.retry, failure.maybe_billed = Retry.NEVER, True
-    return failure
-
-
-def mapping(value: object) -> Mapping[str, Any]:
-    """`value` if it is a JSON object, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def mappings(value: object) -> Sequence[Mapping[str, Any]]:
-    """The objects in `value` if it is a JSON array, else nothing."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else ()
-
-
-def _asked_wait(details: Iterable[Mapping[str, Any]], headers: Mapping[str, str]) -> float | None:
-    """The seconds Gemini asks for: RetryInfo, or the forms that were seen instead of it."""
-    asked = [detail.get("retryDelay") for detail in details]
-    asked += [mapping(detail.get("metadata")).get("quotaResetDelay") for detail in details]
-    asked.append(f"{headers.get('Retry-After', '')}s")
-    return next((min(wait, MAX_WAIT_SECONDS) for wait in map(parse_duration, asked) if wait is not None), None)
-
-
-def _is_daily(details: Iterable[Mapping[str, Any]]) -> bool:
-    violations = (violation for detail in details for violation in mappings(detail.get("violations")))
-    return any("PerDay" in str(violation.get("quotaId")) for violation in violations)
-
-
-def _refuses_key(details: Iterable[Mapping[str, Any]]) -> bool:
-    return any(str(detail.get("reason")).startswith("API_KEY_") for detail in details)
-
-
-_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{0,18})?)(ms|s)")
-
-
-def parse_duration(text: object) -> float | None:
-    """Seconds from a duration as Google writes it ("45.837906927s", "373.801628ms"); None for anything else."""
-    match = _DURATION.fullmatch(text) if isinstance(text, str) and len(text) <= 40 else None
-    if match is None:
-        return None
-    return float(match[1]) / (1000 if match[2] == "ms" else 1)
-
-
-# Exceptions
+def _fixed_words(status: object, error: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the number and Google's fixed words of a refusal, which quote nobody: status, reason, quota."""
+    details = as_objects(error.get("details"))
+    words: list[object] = [error.get("status"), *(detail.get("reason") for detail in details)]
+    words += [item.get("quotaId") for detail in details for item in as_objects(detail.get("violations"))]
+    fixed = (word for word in words if isinstance(word, str) and _FIXED_WORD.fullmatch(word))
+    return tuple(dict.fromkeys((str(status), *fixed)))
 
 
 @contextmanager
-def translated(call: BoundedCall, *, is_whole: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """The border: whatever the SDK, requests or urllib3 raise inside comes out as an UpstreamFailure.
-
-    When `is_whole` the answer was complete before the failure, which is then of no interest.
-    """
+def translate_failures(call: BoundedCall) -> Iterator[None]:
+    """Turn whatever the SDK, requests or urllib3 raise inside into an UpstreamFailure."""
     try:
         yield
+    except UpstreamFailure:
+        raise
     except Exception as cause:
-        if isinstance(cause, UpstreamFailure):
-            raise
-        if not is_whole():
-            raise _failure_of(call, cause) from cause
+        failure = _failure_of(call, cause)
+        failure.cause_words = tuple(dict.fromkeys(type(error).__name__ for error in _causes(cause)))[:4]
+        raise failure from cause
 
 
 def _failure_of(call: BoundedCall, cause: Exception) -> UpstreamFailure:
@@ -147,12 +118,13 @@ def _failure_of(call: BoundedCall, cause: Exception) -> UpstreamFailure:
         return UpstreamInvalidAnswer(maybe_billed=True)
     if call.answered:
         return UpstreamError("The connection to Gemini was lost in mid-answer.", breaks=True, maybe_billed=True)
+    was_stale = call.reused and call.seconds_sent < STALE_SECONDS  # closed while idle, most likely
     return UpstreamError(
         "The connection to Gemini was lost.",
         retry=Retry.YES,
-        wait=0.0 if call.reused else None,  # it was closed while idle, most likely: nothing to wait for
+        wait=0.0 if was_stale else None,  # nothing to wait for
         breaks=True,
-        maybe_billed=not call.reused,
+        maybe_billed=not was_stale,
     )
 
 
@@ -172,7 +144,7 @@ def _is_loss(error: BaseException) -> bool:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and the errors it was raised for."""
+    """Yield the error, and the errors it was raised for."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

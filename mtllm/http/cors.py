@@ -37,23 +37,23 @@ class Cors:
         )
 
         @lru_cache(maxsize=KINDS_REMEMBERED)
-        def decided(method: str, asked: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        def decide(method: str, asked: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
             headers = get_cors_headers(options, Headers(list(asked)), method)
             return tuple((name, str(value)) for name, value in headers.items(multi=True))
 
-        self._decided = decided
-        self._undecided = decided.__wrapped__
+        self._decide = decide
+        self._decide_anew = decide.__wrapped__
 
     def headers(self, environ: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-        """What flask-cors answers to the request of `environ`."""
+        """Return what flask-cors answers to the request of `environ`."""
         if "HTTP_ORIGIN" not in environ:
-            return self._decided("GET", ())
+            return self._decide("GET", ())
         asked = tuple((name, environ[key]) for key, name in _ASKED.items() if _is_plain(environ.get(key)))
         method = "OPTIONS" if environ["REQUEST_METHOD"] == "OPTIONS" else "GET"
         remembered = all(len(value) <= LONGEST_HEADER for _, value in asked)
-        return (self._decided if remembered else self._undecided)(method, asked)
+        return (self._decide if remembered else self._decide_anew)(method, asked)
 
 
 def _is_plain(value: str | None) -> bool:
-    """An origin, a method and header names are printable ASCII; what is not is not echoed."""
+    """Return whether a value is printable ASCII, as origins, methods and header names are; no other is echoed."""
     return value is not None and value.isascii() and value.isprintable()

@@ -1,24 +1,27 @@
-"""One request and its answer: what the edge learns of it on the way down, and all its headers on the way out."""
+"""One request and its answer: collects facts on the way in, and makes all headers and the log event on the way out."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from flask import request
+
 from mtllm.domain.completion import Completion, Origin
 from mtllm.domain.errors import ApiError
+from mtllm.domain.events import RequestEvent
 from mtllm.domain.findings import Finding
 from mtllm.domain.limits import Verdict
 from mtllm.http import headers
 from mtllm.http.headers import Headers
-from mtllm.logs.writer import RequestEvent
+from mtllm.http.request import choose_request_id, read_trace_id
 from mtllm.security.access import ApiKey
 from mtllm.tasks import Job, Task
 
-ENVIRON_KEY = "mtllm.exchange"
+_ENVIRON_KEY = "mtllm.exchange"
 
 
 class Exchange:
-    """Collects; whoever learns a fact of the request sets it here, and headers and log lines are made from it once."""
+    """Collects the facts of one request; headers and the log event are made from them, once."""
 
     __slots__ = (
         "client",
@@ -31,6 +34,7 @@ class Exchange:
         "key",
         "length",
         "pending",
+        "request_bytes",
         "request_id",
         "started",
         "status",
@@ -45,9 +49,10 @@ class Exchange:
         self.client = client
         self.timestamp = timestamp
         self.started = started
-        self.request_id = headers.request_id(environ.get("HTTP_X_REQUEST_ID"))
-        self.trace_id = headers.trace_id(environ.get("HTTP_TRACEPARENT"))
+        self.request_id = choose_request_id(environ.get("HTTP_X_REQUEST_ID"))
+        self.trace_id = read_trace_id(environ.get("HTTP_TRACEPARENT"))
         self.status = 0
+        self.request_bytes = 0
         self.length: int | None = None
         self.key: ApiKey | None = None
         self.task: Task | None = None
@@ -59,19 +64,26 @@ class Exchange:
         self.fault: BaseException | None = None
         self.findings: tuple[Finding, ...] = ()
 
+    def bind(self, environ: dict[str, Any]) -> None:
+        """Let the views of this request find it.
+
+        That makes a cycle, which only the garbage collector ends; so the task endpoint is handed the exchange instead.
+        """
+        environ[_ENVIRON_KEY] = self
+
     @property
     def account(self) -> str:
-        """Whom limits, logs and ledger know the caller as: the API key's name, else the address."""
+        """Return the name of the caller for limits, logs and ledger: the API key's name, else the address."""
         return self.key.name if self.key else self.client
 
     def fail(self, error: ApiError) -> None:
-        """The request came to `error`; what is behind a defect of ours is for the log alone."""
+        """Note that the request ended in `error`; the cause of a defect of ours is for the log alone."""
         self.error = error
         if error.status == 500:
             self.fault = error.__cause__
 
     def headers(self, overall: int, now: float) -> Headers:
-        """Every header of ours, given the nano-dollars spent since the start and the monotonic time."""
+        """Return every header of ours, given the nano-dollars spent since the start and the monotonic time."""
         completion = self.completion
         rendered = [("X-Request-ID", self.request_id), *headers.STATIC]
         rendered += headers.money(completion, overall)
@@ -85,7 +97,7 @@ class Exchange:
         return rendered
 
     def event(self, now: float, response_bytes: int) -> RequestEvent:
-        """The canonical record of this request, once it is over (`now` is monotonic)."""
+        """Return the record of this request, once it is over (`now` is monotonic)."""
         environ, completion, job = self.environ, self.completion, self.job
         event = RequestEvent(
             request_id=self.request_id,
@@ -99,7 +111,7 @@ class Exchange:
             trace_id=self.trace_id,
             user_agent=environ.get("HTTP_USER_AGENT"),
             task=self.task.name if self.task else None,
-            request_bytes=job.body_bytes if job else 0,
+            request_bytes=self.request_bytes,
             response_bytes=response_bytes,
             prompt=job.instruction.prompt if job else None,
             findings=self.findings,
@@ -111,14 +123,17 @@ class Exchange:
             event.attempts = receipt.attempts
             event.queue_seconds = completion.queue_seconds
             event.upstream_seconds = receipt.upstream_seconds
-            event.input_tokens = receipt.input_tokens
-            event.output_tokens = receipt.output_tokens
-            event.input_cost = receipt.input_cost
-            event.output_cost = receipt.output_cost
-            event.total_cost = receipt.total_cost
+            event.amount = receipt.amount
+            event.origin = completion.origin
             event.saved = completion.saved
             if answer is not None:
                 event.model = answer.model
-                event.answer = answer.body
+                event.answer = answer
                 event.cached = completion.cached
         return event
+
+
+def current_exchange() -> Exchange:
+    """Return the exchange of the request that a view answers."""
+    exchange: Exchange = request.environ[_ENVIRON_KEY]
+    return exchange

@@ -1,4 +1,4 @@
-"""From serving to gone: counts what is in flight and, on SIGTERM, lets it finish before the process leaves.
+"""Counts the requests in flight and, on SIGTERM, lets them finish before the process leaves.
 
 SIGTERM has no handler under waitress, so the process would die in the middle of its answers. Ours refuses new tasks
 (503 `draining`), waits until nothing is in flight and every connection has sent its bytes, closes the service, and
@@ -11,15 +11,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+
+from mtllm.parts import CheckResult, judge
 
 POLL_SECONDS = 0.02
 
 
 class Lifecycle:
-    """Whether the process is draining, and how many requests are in flight."""
+    """Knows whether the process is draining, and how many requests are in flight."""
 
     def __init__(self, drain_seconds: float, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.draining = False
@@ -32,25 +33,29 @@ class Lifecycle:
 
     @property
     def in_flight(self) -> int:
-        """Requests begun and not yet closed, streams included."""
+        """Return the requests begun and not yet closed, streams included."""
         return self._in_flight
 
     def begin(self) -> None:
-        """A request has come in."""
+        """Count a request that has come in."""
         with self._lock:
             self._in_flight += 1
 
     def end(self) -> None:
-        """A request has been answered whole."""
+        """Count a request that has been answered whole."""
         with self._lock:
             self._in_flight -= 1
 
     def seconds_left(self) -> float:
-        """How long this process will still be there, once it drains."""
+        """Return how many seconds a draining process may still take."""
         return self._drain_seconds if self._drained_by is None else max(0.0, self._drained_by - self._monotonic())
 
+    def check(self) -> CheckResult:
+        """Return what readiness says of it."""
+        return judge(not self.draining, "shutting down")
+
     def watch_connections(self, unsent: Callable[[], bool]) -> None:
-        """Name what tells whether a connection still has bytes to send."""
+        """Ask `unsent` from now on whether a connection still has bytes to send."""
         self._unsent = unsent
 
     def drain(self, wait: Callable[[float], None] = time.sleep) -> None:
@@ -89,35 +94,3 @@ class Lifecycle:
                 threading.Thread(target=drain_and_leave, name="drain", daemon=True).start()
 
         signal.signal(signal.SIGTERM, on_sigterm)
-
-
-def waitress_threads(environ: dict[str, Any]) -> int | None:
-    """The thread count of the waitress server that carries this request; None under another server."""
-    server = _waitress_server(environ)
-    return None if server is None else int(server.adj.threads)
-
-
-def waitress_unsent(environ: dict[str, Any]) -> Callable[[], bool] | None:
-    """`unsent` of the waitress server that carries this request; None under another server."""
-    server = _waitress_server(environ)
-    return None if server is None else unsent(server)
-
-
-def unsent(server: Any) -> Callable[[], bool]:
-    """A function that tells whether any connection of a waitress server has bytes to send or a request to answer.
-
-    A server for several addresses is several servers that share their map of connections.
-    """
-    dispatchers: dict[int, Any] = getattr(server, "_map", None) or server.map
-
-    def any_unsent() -> bool:
-        channels: Iterable[Any] = [each for each in list(dispatchers.values()) if hasattr(each, "total_outbufs_len")]
-        return any(channel.total_outbufs_len or channel.requests for channel in channels)
-
-    return any_unsent
-
-
-def _waitress_server(environ: dict[str, Any]) -> Any:
-    """waitress hands an application a bound method of the request's channel, and the channel knows its server."""
-    client_disconnected = environ.get("waitress.client_disconnected")
-    return getattr(getattr(client_disconnected, "__self__", None), "server", None)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from waitress.server import create_server
 
 from mtllm import process
 from mtllm.billing.prices import Price
 from mtllm.domain.money import NANO, exact_usd
-from mtllm.http.lifecycle import unsent
+from mtllm.http.application import Api
 from mtllm.settings import Settings
-
-if TYPE_CHECKING:
-    from app import Api
+from mtllm.wiring import slots
 
 BODY_LIMITS = 4
 """waitress refuses bodies in words of its own; its limit lies so many times above ours, whose answer is JSON."""
@@ -31,19 +30,20 @@ class CannotServeError(Exception):
 
 def serve(app: Api) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises CannotServeError."""
-    settings = app.settings
+    settings, service = app.settings, app.service
+    price = service.recorder.price_of(settings.gemini_model, app.clock())
     process.allow_descriptors(DESCRIPTORS)
     server = _listening(app, settings)
     try:
-        print("\n".join(banner(app, _addresses(server))), flush=True)
-        app.service.open(settings.threads)
-        app.lifecycle.watch_connections(unsent(server))
+        banner = Banner(settings, price, is_open=service.keys.open, has_admin=service.keys.has_admin)
+        print("\n".join(banner.lines(_addresses(server))), flush=True)
+        app.open_under_waitress(server)
         server.run()
     except KeyboardInterrupt:
         print("Stopping.")
     finally:
         server.close()
-        app.service.close()
+        service.close()
 
 
 def _listening(app: Api, settings: Settings) -> Any:
@@ -68,26 +68,39 @@ def _listening(app: Api, settings: Settings) -> Any:
 
 
 def _addresses(server: Any) -> list[tuple[str, int]]:
-    """Where the server listens: a host name may stand for several addresses."""
+    """Return where the server listens: a host name may stand for several addresses."""
     several = getattr(server, "effective_listen", None)
     return several or [(server.effective_host, server.effective_port)]
 
 
-def banner(app: Api, addresses: list[tuple[str, int]]) -> Iterator[str]:
-    """What a person who starts the service wants to see first: where, what, at which price, and what is unprotected."""
-    settings = app.settings
-    urls = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for host, port in addresses]
-    price = app.service.recorder.price_of(settings.gemini_model, app.service.clock())
-    yield f"Multi-Task LLM API    {'  '.join(urls)}"
-    yield f"  model               {settings.gemini_model}, {_price(price)}"
-    yield f"  answers             {_mode(settings)}"
-    yield f"  ledger              {_ledger(settings)}"
-    yield f"  logs                {settings.log_dir}"
-    yield f"  threads             {settings.threads}; {app.service.places(settings.threads)} may wait for Gemini"
-    yield f"  rate limits         {_limits(settings)}"
-    yield f"  daily budget        {_budget(settings)}"
-    yield f"  access              {_access(app)}"
-    yield f"  see                 {urls[0]}/dashboard  {urls[0]}/swagger/"
+@dataclass(frozen=True, slots=True)
+class Banner:
+    """Tells a person who starts the service where it is, what answers, at which price, and what is unprotected."""
+
+    settings: Settings
+    price: Price | None
+    is_open: bool
+    """Whoever reaches the service may use it."""
+    has_admin: bool
+
+    def lines(self, addresses: list[tuple[str, int]]) -> Iterator[str]:
+        """Yield the lines for a server that listens at `addresses`, pairs of host and port."""
+        settings = self.settings
+        urls = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for host, port in addresses]
+        yield f"Multi-Task LLM API    {'  '.join(urls)}"
+        yield f"  model               {settings.gemini_model}, {_price(self.price)}"
+        yield f"  answers             {_mode(settings)}"
+        yield f"  ledger              {_ledger(settings)}"
+        yield f"  logs                {settings.log_dir}"
+        yield f"  threads             {settings.threads}; {slots(settings, settings.threads)} may wait for Gemini"
+        yield f"  rate limits         {_limits(settings)}"
+        yield f"  daily budget        {_budget(settings)}"
+        yield f"  access              {self._access()}"
+        yield f"  see                 {urls[0]}/dashboard  {urls[0]}/swagger/"
+
+    def _access(self) -> str:
+        who = "open to all who reach this address" if self.is_open else "by API key"
+        return who if self.has_admin else f"{who}; export and cache deletion closed (no ADMIN_API_KEY)"
 
 
 def _price(price: Price | None) -> str:
@@ -120,9 +133,3 @@ def _limits(settings: Settings) -> str:
 
 def _budget(settings: Settings) -> str:
     return "none" if settings.daily_budget_usd is None else f"${exact_usd(round(settings.daily_budget_usd * NANO))}"
-
-
-def _access(app: Api) -> str:
-    keys = app.service.keys
-    who = "open to all who reach this address" if keys.open else "by API key"
-    return who if keys.has_admin else f"{who}; export and cache deletion closed (no ADMIN_API_KEY)"

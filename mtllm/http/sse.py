@@ -11,6 +11,7 @@ from mtllm.completions.live_stream import LiveStream
 from mtllm.domain import errors
 from mtllm.domain.completion import Completion, Origin
 from mtllm.domain.money import format_usd
+from mtllm.http.error_body import error_body
 from mtllm.http.exchange import Exchange
 
 KEEP_ALIVE_SECONDS = 10.0
@@ -22,7 +23,7 @@ LOOK_SECONDS = 0.25
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
-class Body:
+class EventBody:
     """The body of a streamed response, which begins with `first`; closing it ends what is still under way."""
 
     def __init__(self, exchange: Exchange, live: LiveStream, first: str | Completion | None) -> None:
@@ -34,17 +35,17 @@ class Body:
         return events(self._exchange, self._live, self._first)
 
     def close(self) -> None:
-        """Called by the server when the response is done with, sent whole or not (PEP 3333)."""
+        """End the stream; the server calls this when it is done with the response, sent whole or not (PEP 3333)."""
         close(self._exchange, self._live)
 
 
 def next_part(
     exchange: Exchange, live: LiveStream, monotonic: Callable[[], float] = time.monotonic
 ) -> str | Completion | None:
-    """The next delta, or how the stream ended (a time-out past its `ends_by`); None when it is time for a keep-alive.
+    """Return the next delta or how the stream ended (a time-out past `ends_by`); None when a keep-alive is due.
 
-    A client that is seen to have left ends the stream. (waitress tells where it looks ahead, as `python app.py` has it
-    do; elsewhere the next write tells.)
+    Past `ends_by` that is a time-out. A client that is seen to have left ends the stream: waitress tells where it looks
+    ahead, as `python app.py` has it do; elsewhere the next write tells.
     """
     silent_until = monotonic() + KEEP_ALIVE_SECONDS
     gone: Callable[[], bool] = exchange.environ.get("waitress.client_disconnected", _never)
@@ -53,14 +54,14 @@ def next_part(
         if part is not None:
             return part
         if gone():
-            return _ended(live)
+            return _end_upstream(live)
         if monotonic() > live.ends_by:
             return Completion(Origin.NONE, error=errors.UpstreamTimeout())
     return None
 
 
 def events(exchange: Exchange, live: LiveStream, part: str | Completion | None) -> Iterator[bytes]:
-    """The body of the response, which begins with `part`."""
+    """Yield the body of the response, which begins with `part`."""
     while not isinstance(part, Completion):
         yield KEEP_ALIVE if part is None else _data({"delta": part})
         part = next_part(exchange, live)
@@ -69,17 +70,17 @@ def events(exchange: Exchange, live: LiveStream, part: str | Completion | None) 
 
 
 def close(exchange: Exchange, live: LiveStream) -> None:
-    """The response is closed, sent whole or not (or never begun): what is still under way ends here, with its bill."""
+    """End what is still under way, with its bill; the response may have been sent whole, in part or not at all."""
     if exchange.completion is None:
-        _conclude(exchange, _ended(live))
+        _conclude(exchange, _end_upstream(live))
 
 
 def _never() -> bool:
     return False
 
 
-def _ended(live: LiveStream) -> Completion:
-    """End Gemini's side and wait for the bill."""
+def _end_upstream(live: LiveStream) -> Completion:
+    """End Gemini's side, wait for the bill and return it."""
     live.cancel()
     while True:
         part = live.next(timeout=LOOK_SECONDS)
@@ -95,22 +96,21 @@ def _conclude(exchange: Exchange, completion: Completion) -> None:
 
 def _end(exchange: Exchange, completion: Completion) -> Iterator[bytes]:
     if completion.error is not None:
-        yield b"event: error\n" + _data(errors.as_json(completion.error, exchange.request_id))
+        yield b"event: error\ndata: " + error_body(completion.error, exchange.request_id) + b"\n\n"
         return
     assert completion.answer is not None  # noqa: S101  # an answer or an error, by construction
-    answer = json.loads(completion.answer.body)
     if completion.cached:
-        yield _data({"delta": next(iter(answer.values()))})
-    yield b"event: done\n" + _data(answer | {"cost": _cost(completion)})
+        yield _data({"delta": completion.answer.text})
+    yield b"event: done\n" + _data(json.loads(completion.answer.body) | {"cost": _cost(completion)})
 
 
 def _cost(completion: Completion) -> dict[str, Any]:
-    receipt = completion.receipt
+    cost = completion.receipt.amount.cost
     return {
-        "input": format_usd(receipt.input_cost),
-        "output": format_usd(receipt.output_cost),
-        "total": format_usd(receipt.total_cost),
-        "nanodollars": receipt.total_cost,
+        "input": format_usd(cost.input),
+        "output": format_usd(cost.output),
+        "total": format_usd(cost.total),
+        "nanodollars": cost.total,
     }
 
 

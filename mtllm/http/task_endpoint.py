@@ -6,88 +6,99 @@ path is fixed, its body is JSON bytes, its answer is ready bytes. Everything els
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+from mtllm.completions.service import Completions
 from mtllm.domain import errors
 from mtllm.domain.caller import Caller
 from mtllm.domain.completion import CacheControl, Completion
 from mtllm.domain.errors import ApiError
-from mtllm.http import headers, sse
+from mtllm.http import sse
+from mtllm.http.error_body import error_body
 from mtllm.http.exchange import Exchange
 from mtllm.http.guard import Guard
-from mtllm.http.headers import Headers
 from mtllm.http.lifecycle import Lifecycle
+from mtllm.http.request import read_cache_control
 from mtllm.security.access import Access, challenge
 from mtllm.settings import Settings
 from mtllm.tasks import Job, Task, parse
-from mtllm.wiring import Service
+from mtllm.wiring import AnyLimiter, DailyBudgets
 
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
+UNBUFFERED = [("X-Accel-Buffering", "no")]
+"""Tells nginx, and what follows it, to pass a stream on as it comes, whatever its configuration says of buffers."""
 
 
-class Reply(NamedTuple):
-    """What goes out, without the headers that every response has. A body that is not bytes comes in parts."""
+class TaskReply(NamedTuple):
+    """A response without the headers that every response has; a body that is not bytes comes in parts."""
 
     status: int
     body: bytes | Iterable[bytes]
     media_type: str = JSON
-    headers: Headers = []  # noqa: RUF012  # never changed, and made for every hit
+    headers: Sequence[tuple[str, str]] = ()
 
 
 class TaskEndpoint:
     """Answers POSTs on the tasks' paths."""
 
-    def __init__(self, settings: Settings, service: Service, lifecycle: Lifecycle, guard: Guard) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        guard: Guard,
+        lifecycle: Lifecycle,
+        *,
+        limiter: AnyLimiter,
+        budgets: DailyBudgets,
+        completions: Completions,
+    ) -> None:
         self._settings = settings
-        self._service = service
-        self._lifecycle = lifecycle
         self._guard = guard
+        self._lifecycle = lifecycle
+        self._limiter = limiter
+        self._budgets = budgets
+        self._completions = completions
 
-    def reply(self, exchange: Exchange, task: Task) -> Reply:
-        """The answer of `task` to the request, or the error it came to. Raises nothing."""
+    def reply(self, exchange: Exchange, task: Task) -> TaskReply:
+        """Return the answer of `task` to the request, or the error it ended in. Raises nothing."""
         exchange.task = task
         try:
-            return self._answered(exchange, task)
+            return self._answer(exchange, task)
         except ApiError as error:
-            return refusal(exchange, error)
+            return refuse(exchange, error)
         except Exception as defect:  # the last line of defence: the client gets a sentence, the log the traceback
-            return refusal(exchange, errors.caused_by(defect))
+            return refuse(exchange, errors.wrap_defect(defect))
 
-    def _answered(self, exchange: Exchange, task: Task) -> Reply:
-        self._guard.inspect(exchange)
-        self._guard.authorize(exchange, Access.KEY)
+    def _answer(self, exchange: Exchange, task: Task) -> TaskReply:
+        self._guard.admit(exchange, Access.KEY)
         if self._lifecycle.draining:
             raise errors.Draining(retry_after=self._lifecycle.seconds_left())
-        self._admit(exchange)
-        body = _body(exchange.environ, self._settings.max_request_bytes)
+        self._count(exchange)
+        body = _read_body(exchange, self._settings.max_request_bytes)
         exchange.job = job = parse(task, body, max_chars=self._settings.max_prompt_chars)
-        cache_control = headers.cache_control(exchange.environ.get("HTTP_CACHE_CONTROL"))
+        cache_control = read_cache_control(exchange.environ.get("HTTP_CACHE_CONTROL"))
         key = exchange.key
-        caller = Caller(exchange.request_id, exchange.account, key.name if key else None, self._service.budgets(key))
+        caller = Caller(exchange.request_id, exchange.account, key.name if key else None, self._budgets.of(key))
         if job.stream:
-            return self._streamed(exchange, job, caller, cache_control)
+            return self._stream(exchange, job, caller, cache_control)
         deadline = exchange.started + self._settings.gemini_timeout_seconds
-        exchange.completion = completion = self._service.completions.complete(
-            job, caller, cache_control, deadline=deadline
-        )
+        exchange.completion = completion = self._completions.complete(job, caller, cache_control, deadline=deadline)
         if completion.answer is None:
-            raise completion.error or errors.InternalError()
-        return Reply(200, completion.answer.body)
+            return refuse(exchange, completion.error or errors.InternalError())
+        return TaskReply(200, completion.answer.body)
 
-    def _admit(self, exchange: Exchange) -> None:
-        """Count the request against its client's windows; raises RateLimited."""
+    def _count(self, exchange: Exchange) -> None:
+        """Count the request against its client's windows. Raises RateLimited."""
         own = exchange.key.rate_limits if exchange.key else None
         limits = self._settings.rate_limits if own is None else own
-        exchange.verdict = verdict = self._service.limiter.hit(exchange.account, limits)
+        exchange.verdict = verdict = self._limiter.hit(exchange.account, limits)
         if verdict is not None and not verdict.admitted:
             raise errors.RateLimited(retry_after=verdict.retry_after)
 
-    def _streamed(self, exchange: Exchange, job: Job, caller: Caller, cache_control: CacheControl) -> Reply:
-        """The answer as server-sent events; an error before the first of them is an ordinary one."""
-        live = self._service.completions.stream(
+    def _stream(self, exchange: Exchange, job: Job, caller: Caller, cache_control: CacheControl) -> TaskReply:
+        """Return the answer as server-sent events; an error before the first of them is an ordinary one."""
+        live = self._completions.stream(
             job,
             caller,
             cache_control,
@@ -98,22 +109,23 @@ class TaskEndpoint:
         if isinstance(first, Completion):
             exchange.completion = first
             if first.error is not None:
-                raise first.error
+                return refuse(exchange, first.error)
         exchange.pending = not isinstance(first, Completion)
-        return Reply(200, sse.Body(exchange, live, first), EVENT_STREAM)
+        return TaskReply(200, sse.EventBody(exchange, live, first), EVENT_STREAM, UNBUFFERED)
 
 
-def refusal(exchange: Exchange, error: ApiError) -> Reply:
-    """The JSON of every error: a sentence, a code, the request's id, and details where there are any."""
+def refuse(exchange: Exchange, error: ApiError) -> TaskReply:
+    """Note `error` and return its JSON: a sentence, a code, the request's id, and details where there are any."""
     exchange.fail(error)
     more = list(error.headers().items())
     if error.status == 401:
         more.append(("WWW-Authenticate", challenge(exchange.environ.get("PATH_INFO", ""))))
-    return Reply(error.status, json.dumps(errors.as_json(error, exchange.request_id)).encode(), JSON, more)
+    return TaskReply(error.status, error_body(error, exchange.request_id), JSON, more)
 
 
-def _body(environ: dict[str, Any], limit: int) -> bytes:
-    """The request's body; raises UnsupportedMediaType unless it is declared as JSON, PayloadTooLarge past the limit."""
+def _read_body(exchange: Exchange, limit: int) -> bytes:
+    """Return the request's body. Raises UnsupportedMediaType unless it is JSON, PayloadTooLarge past the limit."""
+    environ = exchange.environ
     media_type = environ.get("CONTENT_TYPE", "")
     if media_type != JSON and not _is_json(media_type):
         raise errors.UnsupportedMediaType
@@ -126,6 +138,7 @@ def _body(environ: dict[str, Any], limit: int) -> bytes:
         body = environ["wsgi.input"].read(int(declared))
     else:
         raise _too_large(limit)
+    exchange.request_bytes = len(body)
     if len(body) > limit:
         raise _too_large(limit)
     return body

@@ -24,6 +24,10 @@ from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.task import WSGITask, hop_by_hop
 from waitress.utilities import InternalServerError, build_http_date
 
+# Without the types of its stubs, which lack half of what these classes have.
+_Task: Any = WSGITask
+_Channel: Any = HTTPChannel
+
 LOOKAHEAD = 1
 """Requests that may wait behind the one being answered on a connection."""
 
@@ -45,9 +49,11 @@ class _Date:
 _date = _Date()
 
 
-class QuickTask(WSGITask):  # type: ignore[misc]  # waitress has no types for its tasks
+class QuickTask(_Task):  # type: ignore[misc]
     """One request and its answer."""
 
+    complete: bool = False
+    wrote_header: bool = False
     _names_itself = False
     """The application has set Date or Server; waitress knows what follows from that."""
 
@@ -87,7 +93,7 @@ class QuickTask(WSGITask):  # type: ignore[misc]  # waitress has no types for it
                 self._names_itself = True
             elif lowered in hop_by_hop:
                 raise AssertionError(f"{name} is a hop-by-hop header, which an application must not set (PEP 3333)")
-        return self.write  # type: ignore[no-any-return]
+        return self.write
 
     def write(self, data: bytes) -> None:
         """Send a part of the answer, the first one together with the head."""
@@ -111,15 +117,14 @@ class QuickTask(WSGITask):  # type: ignore[misc]  # waitress has no types for it
     def build_response_header(self) -> bytes:
         """Return the head of the answer. Raises ValueError for a line break in a header."""
         if not self._stays_open() or self.content_length is None or self._names_itself:
-            return super().build_response_header()  # type: ignore[no-any-return]
-        headers = self.response_headers
-        lines = [f"{name}: {value}" for name, value in headers]
+            return bytes(super().build_response_header())
+        lines = [f"HTTP/1.1 {self.status}", *(f"{name}: {value}" for name, value in self.response_headers)]
         lines.append(f"Date: {_date.at(self.start_time)}")
         ident = self.channel.server.adj.ident
         if ident:
             lines.append(f"Server: {ident}")
-        head = f"HTTP/1.1 {self.status}\r\n" + "\r\n".join(lines) + "\r\n\r\n"
-        if head.count("\n") != len(lines) + 2 or head.count("\r") != len(lines) + 2:
+        head = "\r\n".join(lines) + "\r\n\r\n"
+        if head.count("\n") != len(lines) + 1 or head.count("\r") != len(lines) + 1:
             raise ValueError("carriage return or line feed in a header")
         return head.encode("latin-1")
 
@@ -135,10 +140,11 @@ def _lowered(name: str) -> str:
     return lowered
 
 
-class QuickChannel(HTTPChannel):  # type: ignore[misc]  # waitress has no types for its channels
+class QuickChannel(_Channel):  # type: ignore[misc]
     """One connection of a client."""
 
     task_class = QuickTask
+    requests: list[Any]
 
     def readable(self) -> bool:
         """Return whether more of the client's requests may be read."""

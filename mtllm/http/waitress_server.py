@@ -13,7 +13,7 @@ from mtllm.http.dispatcher import Dispatcher
 from mtllm.http.waitress_channel import QuickChannel
 
 
-def server_of(environ: dict[str, Any]) -> Any:
+def find_server(environ: dict[str, Any]) -> Any:
     """Return the waitress server that carries this request; None under another server."""
     client_disconnected = environ.get("waitress.client_disconnected")
     return getattr(getattr(client_disconnected, "__self__", None), "server", None)
@@ -36,7 +36,7 @@ def quicken(server: Any, threads: int) -> int:
     return allowed
 
 
-def any_unsent(server: Any) -> Callable[[], bool]:
+def watch_unsent(server: Any) -> Callable[[], bool]:
     """Return a function that tells whether a connection has bytes to send or a request to answer."""
 
     def unsent() -> bool:

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from mtllm.domain.caller import SERVICE_SCOPE, Budget, key_scope
 from mtllm.domain.errors import LedgerUnavailable
-from mtllm.ledger import queries as reports
+from mtllm.ledger import queries
 from mtllm.ledger.engine import Connection, Engine, Sync
 from mtllm.ledger.group_commit import GroupCommit
 from mtllm.ledger.records import (
@@ -80,7 +80,7 @@ def open_ledger(
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Ledger:
-    """The ledger at `target`: a postgresql:// URL, a file's path, or ":memory:" for one that is gone when closed.
+    """Return the ledger at `target`: a postgresql:// URL, a file's path, or ":memory:", which is gone when closed.
 
     `sync`: "full" survives a power cut, "normal" a kill only. Nothing is opened before the first use. Raises ValueError
     in words when `target` is a URL that cannot be used, or what speaks to PostgreSQL is not installed.
@@ -103,7 +103,7 @@ def _postgres(url: str, sync: Sync) -> Engine:
 
 
 class Ledger:
-    """See the module. Safe for use by many threads and, on one database, by many processes; usable after a fork.
+    """Keeps every call and every hit. Safe for many threads and, on one database, many processes; usable after a fork.
 
     All but `record_hit` and `health` raise LedgerUnavailable while the database cannot be used (full, read-only,
     locked, gone), and work again when it can; LedgerTooNew when a newer version of this program has written it.
@@ -117,7 +117,7 @@ class Ledger:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._processes = _Processes(lambda: _Process(engine, clock, monotonic))
+        self._processes = _ByProcess(lambda: _OpenLedger(engine, clock, monotonic))
         # A ledger that nobody closes still writes its last hits, at the end of the program at the latest.
         self._finalizer = weakref.finalize(self, self._processes.close)
 
@@ -126,75 +126,75 @@ class Ledger:
         self._processes.current().prepare()
 
     def open(self, attempt: Attempt, budgets: tuple[Budget, ...] = ()) -> int:
-        """Put `attempt` and its reservation on disk; the id to settle it by.
+        """Put `attempt` and its reservation on disk and return the id to settle it by.
 
         Raises BudgetExceeded, and records nothing, when one of `budgets` cannot cover the reservation on the UTC day
         of the attempt. Exact under any concurrency, of processes too.
         """
-        return self._submit(lambda books: books.open(attempt, budgets))()
+        return self._submit(lambda transaction: transaction.open(attempt, budgets)).id
 
     def settle(self, row_id: int, settlement: Settlement) -> None:
         """Put the end of attempt `row_id` on disk. Counts once however often it is called, late ones included."""
-        self._submit(lambda books: books.settle(row_id, settlement))
+        self._submit(lambda transaction: transaction.settle(row_id, settlement))
 
     def record_hit(self, hit: Hit) -> None:
         """Record `hit` within a second. Never blocks, never fails."""
         self._processes.current().writer.add_hit(hit)
 
     def mark_unsettled(self, now: float) -> int:
-        """Mark the rows still open after their deadline; how many. Runs by itself every few seconds, too."""
-        return self._submit(lambda books: books.mark_unsettled(now))
+        """Mark the rows still open after their deadline and return how many. Runs by itself every few seconds, too."""
+        return self._submit(lambda transaction: transaction.mark_unsettled(now))
 
     def prune(self, before: float, batch: int = PRUNE_BATCH, progress: Callable[[int], object] | None = None) -> int:
-        """Remove rows older than `before`, `batch` a transaction; how many. Totals and roll-ups keep them.
+        """Remove rows older than `before`, `batch` a transaction, and return how many. Totals and roll-ups keep them.
 
         `progress` is called with the number removed so far after each batch.
         """
         minutes_before = min(before, self._clock() - MINUTES_KEPT_SECONDS)
-        self._submit(lambda books: books.prune_minutes(minutes_before))
+        self._submit(lambda transaction: transaction.prune_minutes(minutes_before))
         removed = 0
-        while count := self._submit(lambda books: books.prune(before, batch)):
+        while count := self._submit(lambda transaction: transaction.prune(before, batch)):
             removed += count
             if progress is not None:
                 progress(removed)
         return removed
 
     def totals(self) -> Totals:
-        """All-time sums."""
+        """Return all-time sums."""
         with self._reading() as connection:
-            return reports.totals(connection)
+            return queries.totals(connection)
 
     def window(self, hours: int, now: float) -> WindowUsage:
-        """Sums of the last `hours` hours before `now`."""
+        """Return the sums of the last `hours` hours before `now`."""
         with self._reading() as connection:
-            return reports.window(connection, hours, now)
+            return queries.window(connection, hours, now)
 
     def usage(self, from_: float, to: float, group_by: GroupBy) -> list[UsageGroup]:
-        """Sums of `from_` <= timestamp < `to` by group, in order of their keys; groups in which all is 0 are left out.
+        """Return the sums of `from_` <= timestamp < `to` by group, in order of their keys, without groups of zeros.
 
         Where rows are pruned already, the part of an hour (of a minute, when grouped by minute) that lies at either
         end is missing; single minutes are kept for 31 days.
         """
         with self._reading() as connection:
-            return reports.usage(connection, from_, to, group_by)
+            return queries.usage(connection, from_, to, group_by)
 
     def budget_state(self, scope: str, at: float) -> BudgetState:
-        """What is spent and reserved in `scope` on the UTC day of `at`."""
+        """Return what is spent and reserved in `scope` on the UTC day of `at`."""
         with self._reading() as connection:
-            return reports.budget_state(connection, scope, at)
+            return queries.budget_state(connection, scope, at)
 
     def export(self, from_: float, to: float) -> Iterator[ExportRow]:
-        """The rows with `from_` <= timestamp < `to`, by timestamp, then id. Holds a few hundred rows at a time."""
+        """Yield the rows with `from_` <= timestamp < `to`, by timestamp, then id. Holds a few hundred at a time."""
         with self._reading() as connection:
-            yield from reports.export(connection, from_, to)
+            yield from queries.export(connection, from_, to)
 
     def count_before(self, before: float) -> int:
-        """How many rows `prune` would remove."""
+        """Return how many rows `prune` would remove."""
         with self._reading() as connection:
-            return reports.count_before(connection, before)
+            return queries.count_before(connection, before)
 
     def health(self) -> LedgerHealth:
-        """How the writer is doing; reads no file."""
+        """Return how the writer is doing; reads no file."""
         return self._processes.current().writer.health()
 
     def flush(self) -> None:
@@ -212,8 +212,8 @@ class Ledger:
         return self._processes.current().reading()
 
 
-class _Process:
-    """What one process has open: its writer, and connections for reading, which wait for their next use."""
+class _OpenLedger:
+    """What one process has open of a ledger: its writer, and connections for reading that wait for their next use."""
 
     def __init__(self, engine: Engine, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
         self.writer = GroupCommit(engine, clock, monotonic)
@@ -231,7 +231,7 @@ class _Process:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection to read from; what makes the database unusable comes out as LedgerUnavailable."""
+        """Lend a connection to read from. Raises LedgerUnavailable when the database cannot be used."""
         self.prepare()
         connection: Connection | None = None
         reusable = False
@@ -248,14 +248,14 @@ class _Process:
                 self._idle.append(connection) if reusable else connection.close()
 
     def close(self) -> None:
-        """Write what waits and let go of everything."""
+        """Write what waits, and close all connections."""
         self._closed = True
         self.writer.close()
         self._close_idle()
         self._engine.close()
 
     def rest(self) -> None:
-        """Have no connection open until the writer resumes, but for reads under way on other threads."""
+        """Close all connections until the writer resumes, save those that other threads read from."""
         self.writer.pause()
         self._close_idle()
 
@@ -272,14 +272,14 @@ class _Process:
             return self._engine.connect(read_only=True)
 
 
-def _rest_while_forking(process: weakref.ref[_Process], owner: int) -> None:
+def _rest_while_forking(process: weakref.ref[_OpenLedger], owner: int) -> None:
     """Have nothing open at the moment of a fork.
 
     A child that inherits an open SQLite file believes it holds locks that it does not hold, and would lose commits
     (sqlite.org/howtocorrupt.html, section 2.6).
     """
 
-    def mine() -> _Process | None:
+    def mine() -> _OpenLedger | None:
         return process() if os.getpid() == owner else None
 
     def before() -> None:
@@ -294,19 +294,19 @@ def _rest_while_forking(process: weakref.ref[_Process], owner: int) -> None:
         os.register_at_fork(before=before, after_in_parent=after)
 
 
-class _Processes:
-    """The `_Process` of whichever process asks, by its id.
+class _ByProcess:
+    """The `_OpenLedger` of each process, by its id.
 
     A forked child gets one of its own: threads and locks do not survive a fork, and what the parent has queued the
     parent writes.
     """
 
-    def __init__(self, start: Callable[[], _Process]) -> None:
+    def __init__(self, start: Callable[[], _OpenLedger]) -> None:
         self._start = start
         self._by_id = {os.getpid(): start()}
 
-    def current(self) -> _Process:
-        """The one of this process."""
+    def current(self) -> _OpenLedger:
+        """Return the one of this process."""
         known = self._by_id.get(os.getpid())
         return known or self._by_id.setdefault(os.getpid(), self._start())
 

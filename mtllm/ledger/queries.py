@@ -1,4 +1,4 @@
-"""How the ledger is read: one statement an answer, so that it sees one state of the database."""
+"""How the ledger is read: one statement for each question, so that it sees one state of the database."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 
 from mtllm.ledger.engine import Connection, Row
 from mtllm.ledger.records import HIT, BudgetState, ExportRow, GroupBy, Totals, UsageGroup, WindowUsage
-from mtllm.ledger.transaction import COUNTS, DAY, HOUR, MICROSECONDS, MINUTE, day_of, micros
+from mtllm.ledger.transaction import DAY, HOUR, MICROSECONDS, MINUTE, Counts, day_of, micros
 
-_SUMS = ", ".join(f"CAST(COALESCE(SUM({name}), 0) AS BIGINT)" for name in COUNTS)
-_NAMES = ", ".join(COUNTS)
+_SUMS = ", ".join(f"CAST(COALESCE(SUM({name}), 0) AS BIGINT)" for name in Counts._fields)
+_NAMES = ", ".join(Counts._fields)
 
 # The statements below are put together from names and numbers of ours only; values always go in as parameters.
 
@@ -31,30 +31,31 @@ _ROWS = "FROM entries WHERE at >= ? AND at < ? AND status NOT IN ('open', 'unset
 
 _SPANS = {"day": DAY, "hour": HOUR, "minute": MINUTE}
 
-_EXPORT_COLUMNS = """at, id, request_id, task, client, model, status, input_tokens, output_tokens,
-    input_cost, output_cost, total_cost, saved, attempt, cached_input_tokens, reserved, shared, estimated, unpriced,
-    input_price, cached_input_price, output_price, key_name"""
-_EXPORT = f"SELECT {_EXPORT_COLUMNS} FROM entries WHERE (at, id) > (?, ?) AND at < ? ORDER BY at, id LIMIT ?"  # noqa: S608
+_COLUMN_OF = {"timestamp": "at", "cached": f"status = '{HIT}'", "key": "key_name"}
+_EXPORT_COLUMNS = ", ".join(_COLUMN_OF.get(name, name) for name in ExportRow._fields)
+_EXPORT = f"SELECT at, id, {_EXPORT_COLUMNS} FROM entries WHERE (at, id) > (?, ?) AND at < ? ORDER BY at, id LIMIT ?"  # noqa: S608
+_TIMESTAMP = ExportRow._fields.index("timestamp")
+_FLAGS = [ExportRow._fields.index(name) for name in ("cached", "shared", "estimated", "unpriced")]
 EXPORT_CHUNK = 500
 
 
 def totals(connection: Connection) -> Totals:
-    """All-time sums."""
+    """Return all-time sums."""
     [row] = connection.execute(f"SELECT {_SUMS} FROM rollups WHERE span = 0")  # noqa: S608
-    return Totals(*row)
+    return Totals(**Counts(*row)._asdict())
 
 
 def window(connection: Connection, hours: int, now: float) -> WindowUsage:
-    """Sums of the minutes that the last `hours` hours touch: whole hours from hour sums, both ends from minutes."""
+    """Return the sums of the last `hours` hours: whole hours from hour sums, both ends from minutes."""
     end = int(now) // MINUTE * MINUTE + MINUTE
     start = int(now - hours * HOUR) // MINUTE * MINUTE
     first, last = -(-start // HOUR) * HOUR, end // HOUR * HOUR
     [row] = connection.execute(_WINDOW, (start, first, first, last, last, end))
-    return WindowUsage(*row, hours=hours)
+    return WindowUsage(**Counts(*row)._asdict(), hours=hours)
 
 
 def usage(connection: Connection, from_: float, to: float, group_by: GroupBy) -> list[UsageGroup]:
-    """Sums by group: whole hours (minutes, when grouped by minute) from roll-ups, what sticks out from the rows."""
+    """Return sums by group: whole hours (or minutes) from roll-ups, the ends of the range from the rows."""
     start, end = micros(from_), micros(to)
     unit = (MINUTE if group_by == "minute" else HOUR) * MICROSECONDS
     first, last = -(-start // unit) * unit, end // unit * unit
@@ -63,16 +64,17 @@ def usage(connection: Connection, from_: float, to: float, group_by: GroupBy) ->
     rows, summed = _sources(group_by)
     statement = f"""
         SELECT label, {_SUMS} FROM ({rows} UNION ALL {rows} UNION ALL {summed}) AS parts
-        GROUP BY label HAVING {" + ".join(f"SUM({name})" for name in COUNTS)} > 0"""  # noqa: S608
+        GROUP BY label HAVING {" + ".join(f"SUM({name})" for name in Counts._fields)} > 0"""  # noqa: S608
     parameters = (start, first, last, end, first // MICROSECONDS, last // MICROSECONDS)
-    groups = (
-        UsageGroup(*counts, key=_label(group_by, key)) for key, *counts in connection.execute(statement, parameters)
-    )
+    groups = [
+        UsageGroup(**Counts(*counts)._asdict(), key=_label(group_by, key))
+        for key, *counts in connection.execute(statement, parameters)
+    ]
     return sorted(groups, key=lambda group: group.key)  # not by the database, whose order of letters is its own
 
 
 def budget_state(connection: Connection, scope: str, at: float) -> BudgetState:
-    """What is spent and reserved in `scope` on the UTC day of `at`."""
+    """Return what is spent and reserved in `scope` on the UTC day of `at`."""
     rows = connection.execute(
         "SELECT spent, reserved FROM budget_days WHERE day = ? AND scope = ?", (day_of(micros(at)), scope)
     )
@@ -80,13 +82,13 @@ def budget_state(connection: Connection, scope: str, at: float) -> BudgetState:
 
 
 def count_before(connection: Connection, before: float) -> int:
-    """How many rows are older than `before`, the open ones left out."""
+    """Return how many rows are older than `before`, the open ones left out."""
     [(count,)] = connection.execute("SELECT COUNT(*) FROM entries WHERE at < ? AND status <> 'open'", (micros(before),))
     return int(count)
 
 
 def export(connection: Connection, from_: float, to: float) -> Iterator[ExportRow]:
-    """The rows with `from_` <= timestamp < `to` in order, fetched in chunks that start where the last one ended."""
+    """Yield the rows with `from_` <= timestamp < `to` in order; each chunk starts where the last one ended."""
     at, row_id, end = micros(from_), -1, micros(to)
     while chunk := connection.execute(_EXPORT, (at, row_id, end, EXPORT_CHUNK)):
         yield from map(_export_row, chunk)
@@ -94,7 +96,7 @@ def export(connection: Connection, from_: float, to: float) -> Iterator[ExportRo
 
 
 def _sources(group_by: GroupBy) -> tuple[str, str]:
-    """Where counts come from, labelled by group: single rows, and sums of whole hours or minutes."""
+    """Return the two SELECTs that counts come from, labelled by group: single rows, and sums of hours or minutes."""
     span = _SPANS.get(group_by)
     if span is None:
         label_of_row = label_of_sum = str(group_by)
@@ -116,7 +118,8 @@ def _label(group_by: GroupBy, key: str | int) -> str:
 
 
 def _export_row(row: Row) -> ExportRow:
-    at, _id, request_id, task, client, model, status, *numbers, key = row
-    what = (request_id, at / MICROSECONDS, task, client, model, status, status == HIT)
-    amounts, marks, prices = numbers[:9], map(bool, numbers[9:12]), numbers[12:]
-    return ExportRow._make((*what, *amounts, *marks, *prices, key))
+    values = list(row[2:])
+    values[_TIMESTAMP] /= MICROSECONDS
+    for flag in _FLAGS:  # databases differ in how they give one
+        values[flag] = bool(values[flag])
+    return ExportRow._make(values)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from mtllm.domain.caller import SERVICE_SCOPE, key_scope
+from mtllm.domain.money import NO_AMOUNT, Amount, Charge
 
 OK = "ok"
 HIT = "hit"
@@ -43,7 +44,7 @@ class Attempt:
 
 
 def scopes_of(key: str | None) -> tuple[str, ...]:
-    """The budget scopes of a call made with the API key named `key`; the service always comes first."""
+    """Return the budget scopes of a call made with the API key named `key`; the service always comes first."""
     return (SERVICE_SCOPE,) if key is None else (SERVICE_SCOPE, key_scope(key))
 
 
@@ -53,31 +54,34 @@ class BudgetState(NamedTuple):
     spent: int
     reserved: int
 
+    def plus(self, other: BudgetState) -> BudgetState:
+        """Return both together."""
+        return BudgetState(self.spent + other.spent, self.reserved + other.reserved)
+
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """How a call ended.
 
-    `status`: "ok", an error code, or "abandoned". `model`: the one that answered. Token counts as in the bill:
-    `input_tokens` includes `cached_input_tokens`, `output_tokens` includes thinking. Costs in nano-dollars, prices in
-    nano-dollars per million tokens, None when the model has no known price. `keep_reservation`: Gemini may have billed
-    more than is known, so the reservation keeps counting against the day's budget.
+    `status`: "ok", an error code, or "abandoned". `model`: the one that answered. `charge`: None where nothing came.
+    `keep_reservation`: Gemini may have billed more than is known, so the reservation keeps counting against the day's
+    budget.
     """
 
     status: str
     model: str
-    input_tokens: int = 0
-    cached_input_tokens: int = 0
-    output_tokens: int = 0
-    input_cost: int = 0
-    output_cost: int = 0
-    total_cost: int = 0
-    estimated: bool = False
-    unpriced: bool = False
-    input_price: int | None = None
-    cached_input_price: int | None = None
-    output_price: int | None = None
+    charge: Charge | None = None
     keep_reservation: bool = False
+
+    @property
+    def amount(self) -> Amount:
+        """Return what came and what it cost; nothing where no answer came."""
+        return NO_AMOUNT if self.charge is None else self.charge.amount
+
+    @property
+    def unpriced(self) -> bool:
+        """Return whether an answer came for which no price is known."""
+        return self.charge is not None and self.charge.unpriced
 
 
 class Hit(NamedTuple):

@@ -1,4 +1,4 @@
-"""How the ledger is written: its tables, and what each operation does to them inside one transaction.
+"""How the ledger is written: its tables, and what each write does to them inside one transaction.
 
 Rows, roll-ups and budget days change together or not at all:
 
@@ -12,12 +12,15 @@ Everything is filed under the row's own timestamp, never under the time of settl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import add
+from typing import NamedTuple
 
 from mtllm.domain.caller import Budget
 from mtllm.domain.errors import BudgetExceeded, LedgerUnavailable
-from mtllm.ledger.engine import Connection, Engine, Row
-from mtllm.ledger.records import OK, Attempt, BudgetState, Hit, Settlement, scopes_of
+from mtllm.ledger.engine import Connection, Engine, Row, Value
+from mtllm.ledger.records import OK, OPEN, Attempt, BudgetState, Hit, Settlement, scopes_of
 
 MICROSECONDS = 1_000_000
 MINUTE = 60
@@ -26,10 +29,36 @@ DAY = 86_400
 MINUTES_KEPT_SECONDS = 31 * DAY
 """Minute sums serve windows of up to 30 days; older ones may go."""
 
-COUNTS = ("requests", "cached_requests", "input_tokens", "output_tokens", "cost", "saved", "unpriced_requests")
-Counts = tuple[int, int, int, int, int, int, int]
 
-_COUNT_COLUMNS = ", ".join(f"{name} BIGINT NOT NULL" for name in COUNTS)
+class Counts(NamedTuple):
+    """What rows add up to. The fields are the columns of every table of sums."""
+
+    requests: int = 0
+    cached_requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: int = 0
+    saved: int = 0
+    unpriced_requests: int = 0
+
+    def plus(self, other: Counts) -> Counts:
+        """Return both together."""
+        return Counts._make(map(add, self, other))
+
+
+NO_COUNTS = Counts()
+
+
+class Bucket(NamedTuple):
+    """Where counts are filed. `start` is the beginning of a minute or an hour in epoch seconds."""
+
+    start: int
+    task: str
+    client: str
+    model: str
+
+
+_COUNT_COLUMNS = ", ".join(f"{name} BIGINT NOT NULL" for name in Counts._fields)
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -111,12 +140,12 @@ def _version(connection: Connection, *, known: int) -> int:
 
 
 def micros(timestamp: float) -> int:
-    """Epoch seconds as the integer microseconds that are stored."""
+    """Return epoch seconds as the integer microseconds that are stored."""
     return round(timestamp * MICROSECONDS)
 
 
 def day_of(at: int) -> int:
-    """The UTC day, counted from the epoch, of `at` in microseconds."""
+    """Return the UTC day, counted from the epoch, of `at` in microseconds."""
     return at // (DAY * MICROSECONDS)
 
 
@@ -127,9 +156,22 @@ def _upsert(table: str, keys: Sequence[str], sums: Sequence[str]) -> str:
     return f"INSERT INTO {table} ({columns}) VALUES ({places}) ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {added}"  # noqa: S608 - names of ours
 
 
-_INSERT_OPEN = """
-    INSERT INTO entries (at, deadline, request_id, attempt, task, client, key_name, model, status, bound, reserved)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'open', ?, ?) RETURNING id"""
+_OPEN_COLUMNS = (
+    "at",
+    "deadline",
+    "request_id",
+    "attempt",
+    "task",
+    "client",
+    "key_name",
+    "model",
+    "status",
+    "bound",
+    "reserved",
+)
+_INSERT_OPEN = f"""
+    INSERT INTO entries ({", ".join(_OPEN_COLUMNS)})
+    VALUES ({", ".join("?" * len(_OPEN_COLUMNS))}) RETURNING id"""  # noqa: S608 - names of ours
 _SETTLE = """
     UPDATE entries SET status = ?, model = ?, input_tokens = ?, cached_input_tokens = ?, output_tokens = ?,
         input_cost = ?, output_cost = ?, total_cost = ?, estimated = ?, unpriced = ?,
@@ -147,70 +189,82 @@ _PRUNE = """
     DELETE FROM entries WHERE id IN
         (SELECT id FROM entries WHERE at < ? AND status <> 'open' ORDER BY at, id LIMIT ?) RETURNING id"""
 _PRUNE_MINUTES = f"DELETE FROM rollups WHERE span = {MINUTE} AND start < ?"  # noqa: S608 - a constant
-_ADD_ROLLUP = _upsert("rollups", ("span", "start"), COUNTS)
-_ADD_USAGE_HOUR = _upsert("usage_hours", ("start", "task", "client", "model"), COUNTS)
+_ADD_ROLLUP = _upsert("rollups", ("span", "start"), Counts._fields)
+_ADD_USAGE_HOUR = _upsert("usage_hours", Bucket._fields, Counts._fields)
 _ADD_BUDGET_DAY = _upsert("budget_days", ("day", "scope"), ("spent", "reserved"))
 _LOCK_BUDGET_DAY = f"{_ADD_BUDGET_DAY} RETURNING spent, reserved"
 
 
-_Place = tuple[int, str, str, str]
-"""Where counts are filed: minute (its start in epoch seconds), task, client, model."""
+_UNCHANGED = BudgetState(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class InsertedRow:
+    """A row just inserted. Its id is there once the transaction is committed (see `Connection.execute`)."""
+
+    returned: Sequence[Row]
+
+    @property
+    def id(self) -> int:
+        """The number of the row."""
+        return int(self.returned[0][0])
 
 
 class LedgerTransaction:
-    """One transaction's view of the ledger. Sums are gathered in memory and written once, by `finish`.
+    """Writes rows inside one transaction. Sums are gathered in memory and written once, by `finish`.
 
-    An operation that raises one of our own errors (BudgetExceeded) has written nothing; the others may go on.
+    A write that raises one of our own errors (BudgetExceeded) has written nothing; the others may go on.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._counts: dict[_Place, Counts] = {}
+        self._counts: dict[Bucket, Counts] = {}
         self._budgets: dict[tuple[int, str], BudgetState] = {}
         self._budget_changes: dict[tuple[int, str], BudgetState] = {}
         self._settled: list[tuple[Settlement, Sequence[Row]]] = []
 
-    def open(self, attempt: Attempt, budgets: tuple[Budget, ...]) -> Callable[[], int]:
-        """Insert the row of `attempt` with its reservation; its id, known after the commit. Raises BudgetExceeded."""
+    def open(self, attempt: Attempt, budgets: tuple[Budget, ...]) -> InsertedRow:
+        """Insert the row of `attempt` with its reservation. Raises BudgetExceeded."""
         at = micros(attempt.timestamp)
         for budget in budgets:
             self._check(budget, at, attempt.reserved)
-        rows = self._connection.execute(
-            _INSERT_OPEN,
-            (
-                at,
-                micros(attempt.deadline),
-                attempt.request_id,
-                attempt.number,
-                attempt.task,
-                attempt.client,
-                attempt.key,
-                attempt.model,
-                attempt.reserved,
-                attempt.reserved,
-            ),
-        )
+        row: dict[str, Value] = {
+            "at": at,
+            "deadline": micros(attempt.deadline),
+            "request_id": attempt.request_id,
+            "attempt": attempt.number,
+            "task": attempt.task,
+            "client": attempt.client,
+            "key_name": attempt.key,
+            "model": attempt.model,
+            "status": OPEN,
+            "bound": attempt.reserved,
+            "reserved": attempt.reserved,
+        }
+        returned = self._connection.execute(_INSERT_OPEN, [row[column] for column in _OPEN_COLUMNS])
         self._spend(at, attempt.key, 0, attempt.reserved)
-        return lambda: int(rows[0][0])
+        return InsertedRow(returned)
 
     def settle(self, row_id: int, end: Settlement) -> None:
         """Write how the attempt ended, unless that is written already."""
+        usage, cost, charge = end.amount.usage, end.amount.cost, end.charge
+        price = None if charge is None else charge.price
         rows = self._connection.execute(
             _SETTLE,
             (
                 end.status,
                 end.model,
-                end.input_tokens,
-                end.cached_input_tokens,
-                end.output_tokens,
-                end.input_cost,
-                end.output_cost,
-                end.total_cost,
-                int(end.estimated),
+                usage.input,
+                usage.cached_input,
+                usage.output,
+                cost.input,
+                cost.output,
+                cost.total,
+                int(charge is not None and charge.estimated),
                 int(end.unpriced),
-                end.input_price,
-                end.cached_input_price,
-                end.output_price,
+                None if price is None else price.input,
+                None if price is None else price.cached_input,
+                None if price is None else price.output,
                 int(end.keep_reservation),
                 row_id,
             ),
@@ -219,39 +273,41 @@ class LedgerTransaction:
 
     def add_hits(self, hits: Sequence[Hit]) -> None:
         """Insert the rows of `hits`. Statements of many rows, since each one lets go of the interpreter's lock."""
-        rows = [
-            (
-                round(at * MICROSECONDS),
-                request_id,
-                task,
-                client,
-                key,
-                model,
-                int(shared),
-                input_tokens,
-                output_tokens,
-                saved,
+        rows: list[tuple[Value, ...]] = []
+        savings: dict[tuple[int, str, str, str], list[int]] = {}
+        for hit in hits:
+            at = micros(hit.timestamp)
+            rows.append(
+                (
+                    at,
+                    hit.request_id,
+                    hit.task,
+                    hit.client,
+                    hit.key,
+                    hit.model,
+                    int(hit.shared),
+                    hit.input_tokens,
+                    hit.output_tokens,
+                    hit.saved,
+                )
             )
-            for request_id, at, task, client, model, input_tokens, output_tokens, saved, shared, key in hits
-        ]
+            savings.setdefault((_minute_of(at), hit.task, hit.client, hit.model), []).append(hit.saved)
         whole = len(rows) - len(rows) % HITS_A_STATEMENT
         for start in range(0, whole, HITS_A_STATEMENT):
             chunk = rows[start : start + HITS_A_STATEMENT]
             self._connection.execute(_INSERT_HITS, [value for row in chunk for value in row])
         if rows[whole:]:
             self._connection.executemany(_INSERT_HIT, rows[whole:])
-        savings: dict[_Place, list[int]] = {}
-        for at, _request, task, client, _key, model, _shared, _input, _output, saved in rows:
-            savings.setdefault((_minute_of(at), task, client, model), []).append(saved)
-        for place, amounts in savings.items():
-            self._count(place, (len(amounts), len(amounts), 0, 0, 0, sum(amounts), 0))
+        for bucket, amounts in savings.items():
+            counts = Counts(requests=len(amounts), cached_requests=len(amounts), saved=sum(amounts))
+            self._count(Bucket(*bucket), counts)
 
     def mark_unsettled(self, now: float) -> int:
-        """Mark the rows still open after their deadline; how many. Their bounds stay reserved."""
+        """Mark the rows still open after their deadline and return how many. Their bounds stay reserved."""
         return len(self._connection.execute(_MARK_UNSETTLED, (micros(now),)))
 
     def prune(self, before: float, batch: int) -> int:
-        """Remove up to `batch` rows older than `before`; how many. Open ones stay, and so do all sums needed."""
+        """Remove up to `batch` rows older than `before` and return how many. Open ones and all sums stay."""
         return len(self._connection.execute(_PRUNE, (micros(before), batch)))
 
     def prune_minutes(self, before: float) -> None:
@@ -260,19 +316,18 @@ class LedgerTransaction:
 
     def touch(self) -> None:
         """Write something that changes nothing, to learn whether writing works."""
-        self._connection.executemany(_ADD_ROLLUP, [(0, 0, *_NOTHING)])
+        self._connection.executemany(_ADD_ROLLUP, [(0, 0, *NO_COUNTS)])
 
     def finish(self) -> None:
         """Write the sums. In a fixed order, so that two processes never wait for each other's rows crosswise."""
         self._count_settled()
         rollups: dict[tuple[int, int], Counts] = {}
-        hours: dict[_Place, Counts] = {}
-        for (minute, task, client, model), counts in self._counts.items():
-            hour = minute - minute % HOUR
-            for start in ((0, 0), (MINUTE, minute), (HOUR, hour)):
-                rollups[start] = _plus(rollups.get(start, _NOTHING), counts)
-            place = (hour, task, client, model)
-            hours[place] = _plus(hours.get(place, _NOTHING), counts)
+        hours: dict[Bucket, Counts] = {}
+        for bucket, counts in self._counts.items():
+            hour = bucket._replace(start=bucket.start - bucket.start % HOUR)
+            for span in ((0, 0), (MINUTE, bucket.start), (HOUR, hour.start)):
+                rollups[span] = rollups.get(span, NO_COUNTS).plus(counts)
+            hours[hour] = hours.get(hour, NO_COUNTS).plus(counts)
         write = self._connection.executemany
         if self._budget_changes:
             write(_ADD_BUDGET_DAY, sorted((*key, *change) for key, change in self._budget_changes.items()))
@@ -287,45 +342,37 @@ class LedgerTransaction:
         if key not in self._budgets:
             [row] = self._connection.execute(_LOCK_BUDGET_DAY, (*key, 0, 0))
             self._budgets[key] = BudgetState(*row)
-        spent, reserved = _both(self._budgets[key], self._budget_changes.get(key, _UNCHANGED))
-        if spent + reserved + amount > budget.limit:
+        state = self._budgets[key].plus(self._budget_changes.get(key, _UNCHANGED))
+        if state.spent + state.reserved + amount > budget.limit:
             raise BudgetExceeded(retry_after=DAY - at % (DAY * MICROSECONDS) / MICROSECONDS)
 
     def _count_settled(self) -> None:
         """Count what was settled so far: which rows those were is known only when they have come."""
         settled, self._settled = self._settled, []
         for end, rows in settled:
-            paid = (end.input_tokens, end.output_tokens, end.total_cost)
-            counts = (int(end.status == OK), 0, *paid, 0, int(end.unpriced))
+            usage, cost = end.amount.usage, end.amount.cost.total
+            counts = Counts(
+                requests=int(end.status == OK),
+                input_tokens=usage.input,
+                output_tokens=usage.output,
+                cost=cost,
+                unpriced_requests=int(end.unpriced),
+            )
             for at, task, client, key, bound, reserved in rows:
-                self._spend(at, key, end.total_cost, reserved - bound)
-                self._count((_minute_of(at), task, client, end.model), counts)
+                self._spend(at, key, cost, reserved - bound)
+                self._count(Bucket(_minute_of(at), task, client, end.model), counts)
 
     def _spend(self, at: int, key: str | None, spent: int, reserved: int) -> None:
         for scope in scopes_of(key):
             day = (day_of(at), scope)
             change = self._budget_changes.get(day, _UNCHANGED)
-            self._budget_changes[day] = _both(change, BudgetState(spent, reserved))
+            self._budget_changes[day] = change.plus(BudgetState(spent, reserved))
 
-    def _count(self, place: _Place, counts: Counts) -> None:
+    def _count(self, bucket: Bucket, counts: Counts) -> None:
         if any(counts):
-            known = self._counts.get(place)
-            self._counts[place] = counts if known is None else _plus(known, counts)
-
-
-_NOTHING: Counts = (0, 0, 0, 0, 0, 0, 0)
-_UNCHANGED = BudgetState(0, 0)
+            known = self._counts.get(bucket)
+            self._counts[bucket] = counts if known is None else known.plus(counts)
 
 
 def _minute_of(at: int) -> int:
     return at // (MINUTE * MICROSECONDS) * MINUTE
-
-
-def _plus(one: Counts, other: Counts) -> Counts:
-    a, b, c, d, e, f, g = one
-    h, i, j, k, l, m, n = other  # noqa: E741 - as many letters as counts
-    return (a + h, b + i, c + j, d + k, e + l, f + m, g + n)
-
-
-def _both(one: BudgetState, other: BudgetState) -> BudgetState:
-    return BudgetState(one.spent + other.spent, one.reserved + other.reserved)

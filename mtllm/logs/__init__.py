@@ -1,1 +1,1 @@
-"""How the log files come to be: what an event is, what may be shown of it, its lines, the files they go to."""
+"""The log files: the lines of an event, their queue, the files they go to."""

@@ -33,25 +33,29 @@ else:
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
+MAX_BYTES = 10 * 1024 * 1024
+BACKUP_COUNT = 5
+RETENTION_SECONDS = 90 * 86_400.0
+
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _MODE = 0o640  # the operator's group may read, nobody else
 _PROBE = b"\n" * 4096  # more than a file system can take without finding a free block
 
 
 class LogFile:
-    """One file and its predecessors `path.1` (newest) to `path.<backup_count>`. One thread at a time.
+    """One file and its predecessors, `path.1` (newest) to `path.<backup_count>`. For one thread at a time.
 
     `max_bytes` 0 means no rotation. Predecessors last written more than `retention_seconds` ago are deleted at rotation
-    and by `sweep`. What writes raises OSError when the file system refuses, and starts afresh at the next call.
+    and by `sweep`. Each call raises OSError when the file system refuses, and the next one starts afresh.
     """
 
     def __init__(
         self,
         path: Path,
         *,
-        max_bytes: int,
-        backup_count: int,
-        retention_seconds: float,
+        max_bytes: int = MAX_BYTES,
+        backup_count: int = BACKUP_COUNT,
+        retention_seconds: float = RETENTION_SECONDS,
         clock: Callable[[], float] = time.time,
         write: Callable[[int, bytes], int] = os.write,
     ) -> None:
@@ -64,14 +68,14 @@ class LogFile:
         self._fd: int | None = None
 
     def create(self) -> None:
-        """Make sure that there is a file."""
-        with self._locked():
+        """Create the file if it is missing."""
+        with self._lock_current():
             pass
 
     def append(self, lines: bytes) -> None:
-        """Write whole lines, each ending in a newline; a part that the file system refused is taken back."""
+        """Write whole lines, each ending in a newline. A part of them that the file system refuses is taken back."""
         while lines:
-            with self._locked() as (fd, size):
+            with self._lock_current() as (fd, size):
                 part = self._fitting(lines, size)
                 if part:
                     self._write_all(fd, part, size)
@@ -80,8 +84,8 @@ class LogFile:
             lines = lines[len(part) :]
 
     def probe(self) -> None:
-        """Find out whether the file could take lines now, leaving it as it is."""
-        with self._locked() as (fd, size):
+        """Raise OSError if the file could not take lines now. Leaves it as it is."""
+        with self._lock_current() as (fd, size):
             self._write_all(fd, _PROBE, size)
             os.ftruncate(fd, size)
 
@@ -100,8 +104,8 @@ class LogFile:
             os.close(fd)
 
     @contextmanager
-    def _locked(self) -> Iterator[tuple[int, int]]:
-        """The file that the path names, and its size, while nobody else may write or move it."""
+    def _lock_current(self) -> Iterator[tuple[int, int]]:
+        """Lock the file that the path names, so that nobody else writes or moves it; its descriptor and size."""
         try:
             yield self._current()
             if self._fd is not None:
@@ -125,7 +129,7 @@ class LogFile:
         return os.open(self._path, _FLAGS, _MODE)
 
     def _fitting(self, lines: bytes, size: int) -> bytes:
-        """The first of `lines` that still fit; none when the file must rotate first."""
+        """Return the first of `lines` that still fit; none when the file must rotate first."""
         room = max(0, self._max_bytes - size)
         if len(lines) <= room:
             return lines

@@ -1,4 +1,4 @@
-"""The dashboard at /dashboard: a page, a style sheet and scripts of ours, served as they lie in `web/static`.
+"""The dashboard at /dashboard: a page, a style sheet and scripts of ours, served as they lie in `static`.
 
 The page holds no figure and no key. It asks /api/v1/stats and /api/v1/usage of its own server, with the credentials
 that the browser was asked for by HTTP Basic. Like every answer it is `no-store`: after an upgrade nobody sees an old

@@ -7,28 +7,34 @@ from the list that browsers are given, examples from the code that renders. Only
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from http import HTTPStatus
 from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue, models_json_schema
 
-from mtllm import SUMMARY, __version__, tasks
+import mtllm
+from mtllm import tasks as task_rules
 from mtllm.billing.export import COLUMNS
+from mtllm.billing.prices import Price
 from mtllm.domain import errors
-from mtllm.domain.completion import Answer
+from mtllm.domain.completion import Answer, render_body
 from mtllm.domain.errors import ApiError, FieldError
-from mtllm.domain.money import TokenUsage
+from mtllm.domain.money import Amount, Charge, TokenUsage
+from mtllm.http.error_body import error_body
 from mtllm.ledger.ledger import GroupBy
 from mtllm.pages import samples
-from mtllm.pages.swagger import DOCUMENT_PATH
+from mtllm.pages.paths import DOCUMENT_PATH
 from mtllm.security.access import Access, access_of
 from mtllm.settings import Settings
 from mtllm.stats import schemas
-from mtllm.stats.usage import FORMATS
-from mtllm.tasks import TASKS, Task
+from mtllm.stats.body import ResponseBody
+from mtllm.stats.formats import FORMATS
+from mtllm.stats.health import CacheDeletion, Health, Readiness
+from mtllm.tasks import Task
 
 ERRORS: tuple[type[ApiError], ...] = tuple(
     found for found in vars(errors).values() if isinstance(found, type) and "code" in vars(found)
@@ -46,23 +52,27 @@ _WAITS = (errors.BudgetExceeded, errors.RateLimited, errors.UpstreamUnavailable)
 """Errors whose Retry-After is told where they are raised."""
 
 
-def document(settings: Settings, *, open_to_all: bool) -> Json:
-    """The whole document. `open_to_all`: no API keys are configured, so what needs one is open."""
-    operations = [*map(_task_operation, TASKS), *_OTHER_OPERATIONS]
+def render_document(settings: Settings, tasks: Sequence[Task], *, open_to_all: bool) -> bytes:
+    """Return the whole document as JSON. `open_to_all`: no API keys are configured, so what needs one is open."""
+    return json.dumps(_document(settings, tasks, open_to_all), ensure_ascii=False).encode()
+
+
+def _document(settings: Settings, tasks: Sequence[Task], open_to_all: bool) -> Json:
+    endpoints = [*map(_task_endpoint, tasks), *_OTHER_ENDPOINTS]
     return {
         "openapi": "3.1.1",
         "info": {
             "title": "Multi-Task LLM API",
-            "version": __version__,
-            "summary": SUMMARY,
+            "version": mtllm.__version__,
+            "summary": mtllm.SUMMARY,
             "description": _description(),
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/", "description": "This server."}],
         "tags": [{"name": name, "description": says} for name, says in _TAGS.items()],
-        "paths": _paths(operations, open_to_all),
+        "paths": _paths(endpoints, open_to_all),
         "components": {
-            "schemas": _schemas(settings.max_prompt_chars),
+            "schemas": _schemas(tasks, settings.max_prompt_chars),
             "headers": {name: _header(header) for name, header in schemas.HEADERS.items()},
             "parameters": _PARAMETERS,
             "examples": {error.code: _error_example(error) for error in ERRORS},
@@ -98,9 +108,11 @@ def _description() -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Operation:
-    """One method of one path. `bodies`: what successes hold by status; `errors`: what it may answer besides those
-    that every operation may."""
+class _Endpoint:
+    """One method of one path.
+
+    `bodies`: what successes hold by status; `errors`: what it may answer besides those that every endpoint may.
+    """
 
     method: str = "GET"
     path: str
@@ -118,7 +130,8 @@ class _Operation:
     also_at: str | None = field(default=None)
     """A second path with the same answer."""
 
-    def as_json(self, open_to_all: bool, path: str) -> Json:
+    def operation(self, open_to_all: bool, path: str) -> Json:
+        """Return the operation object of this method at `path`."""
         access = access_of(self.method, path)
         written: Json = {
             "operationId": self.id if path == self.path else f"{self.id}_short",
@@ -142,11 +155,11 @@ class _Operation:
             yield str(status), _error_response(group, self.headers_of_all)
 
 
-def _paths(operations: Iterable[_Operation], open_to_all: bool) -> Json:
+def _paths(endpoints: Iterable[_Endpoint], open_to_all: bool) -> Json:
     paths: Json = {}
-    for operation in operations:
-        for path in filter(None, (operation.path, operation.also_at)):
-            paths.setdefault(path, {})[operation.method.lower()] = operation.as_json(open_to_all, path)
+    for endpoint in endpoints:
+        for path in filter(None, (endpoint.path, endpoint.also_at)):
+            paths.setdefault(path, {})[endpoint.method.lower()] = endpoint.operation(open_to_all, path)
     return paths
 
 
@@ -191,7 +204,7 @@ def _example_of(error: type[ApiError]) -> ApiError:
 
 
 def _error_example(error: type[ApiError]) -> Json:
-    return {"summary": error.sentence, "value": errors.as_json(_example_of(error), samples.REQUEST_ID)}
+    return {"summary": error.sentence, "value": json.loads(error_body(_example_of(error), samples.REQUEST_ID))}
 
 
 def _header(header: schemas.Header) -> Json:
@@ -207,17 +220,18 @@ def _ref(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _json_body(model: type[BaseModel], example: Any) -> Json:
-    return {"application/json": {"schema": _ref(model.__name__), "example": example}}
+def _json_body(example: ResponseBody) -> Json:
+    """Return the content of a body like `example`, which is the model that renders it."""
+    return {"application/json": {"schema": _ref(type(example).__name__), "example": json.loads(example.render())}}
 
 
 # Tasks ----------------------------------------------------------------------------------------------------------------
 
 
-def _task_operation(task: Task) -> _Operation:
+def _task_endpoint(task: Task) -> _Endpoint:
     asked, answered = _examples_of(task)
-    answer = _json_body(schemas.task_answer(task), answered)
-    return _Operation(
+    answer = {"application/json": {"schema": _ref(schemas.task_answer(task).__name__), "example": answered}}
+    return _Endpoint(
         method="POST",
         path=task.path,
         id=task.path.removeprefix("/api/v1/").replace("/", "_"),
@@ -236,6 +250,9 @@ def _task_operation(task: Task) -> _Operation:
     )
 
 
+_PRICE = Price("", date.min, 100_000_000, 10_000_000, 400_000_000)
+
+
 def _examples_of(task: Task) -> tuple[Json, Json]:
     """A request, by the examples of its fields, and its answer as it would be rendered."""
     asked = {name: about.examples[0] for name, about in task.request_model.model_fields.items() if about.examples}
@@ -243,7 +260,7 @@ def _examples_of(task: Task) -> tuple[Json, Json]:
     text = instruction.labels[0] if instruction.labels else samples.ANSWERS.get(task.name, samples.ANSWERS["text"])
     usage = TokenUsage(input=12, output=18)
     answer = Answer(text, "gemini-2.5-flash-lite", usage)
-    return asked, json.loads(tasks.rendered(task, text, answer, usage))
+    return asked, json.loads(render_body(task.answer_field, text, answer, Charge(Amount(usage), _PRICE)))
 
 
 def _stream_body(task: Task, answered: Json) -> Json:
@@ -279,17 +296,17 @@ def _export_bodies() -> Json:
     return {media_type: body for each in bodies for media_type, body in each.items()}
 
 
-_OTHER_OPERATIONS = (
-    _Operation(
+_OTHER_ENDPOINTS = (
+    _Endpoint(
         path="/api/v1/health",
         also_at="/health",
         id="health",
         tag="Operation",
         summary="Is the process alive",
         description="Never asks Gemini, needs no key.",
-        bodies={200: _json_body(schemas.Health, {"status": "healthy", "timestamp": 1_795_449_182.483596})},
+        bodies={200: _json_body(samples.HEALTH)},
     ),
-    _Operation(
+    _Endpoint(
         path="/api/v1/health/ready",
         id="ready",
         tag="Operation",
@@ -297,30 +314,30 @@ _OTHER_OPERATIONS = (
         description="Named checks; 503 when one of them fails. An open circuit breaker is only `degraded`: stored "
         "answers are still served.",
         bodies={
-            200: _json_body(schemas.Readiness, samples.READY),
-            503: _json_body(schemas.Readiness, samples.NOT_READY),
+            200: _json_body(samples.READY),
+            503: _json_body(samples.NOT_READY),
         },
     ),
-    _Operation(
+    _Endpoint(
         path="/api/v1/stats",
         also_at="/stats",
         id="stats",
         tag="Figures",
         summary="Cache, usage, limits and all-time sums",
-        bodies={200: _json_body(schemas.Statistics, samples.STATISTICS)},
+        bodies={200: _json_body(samples.STATISTICS)},
         errors=_OF_FIGURES,
     ),
-    _Operation(
+    _Endpoint(
         path="/api/v1/usage",
         id="usage",
         tag="Figures",
         summary="Usage by day, hour, minute, task, client or model",
         description="`group_by=client` needs the admin key.",
         parameters=("From", "To", "GroupBy"),
-        bodies={200: _json_body(schemas.UsageReport, samples.USAGE)},
+        bodies={200: _json_body(samples.USAGE)},
         errors=_OF_QUERIES,
     ),
-    _Operation(
+    _Endpoint(
         path="/api/v1/usage/export",
         id="export_usage",
         tag="Figures",
@@ -331,16 +348,16 @@ _OTHER_OPERATIONS = (
         headers=("Content-Disposition",),
         errors=_OF_QUERIES,
     ),
-    _Operation(
+    _Endpoint(
         method="DELETE",
         path="/api/v1/cache",
         id="clear_cache",
         tag="Operation",
         summary="Forget all stored answers",
         description="Needs the admin key.",
-        bodies={200: _json_body(schemas.CacheDeletion, {"deleted": 2})},
+        bodies={200: _json_body(samples.CACHE_DELETION)},
     ),
-    _Operation(
+    _Endpoint(
         path="/metrics",
         id="metrics",
         tag="Operation",
@@ -351,7 +368,7 @@ _OTHER_OPERATIONS = (
             | _text_body("application/openmetrics-text", "OpenMetrics.", f"{samples.METRICS}# EOF\n")
         },
     ),
-    _Operation(
+    _Endpoint(
         path=DOCUMENT_PATH,
         id="openapi",
         tag="Operation",
@@ -418,8 +435,8 @@ NOT_BLANK = r"^[^\x00]*[^\x00\s\x1c-\x1f\x85][^\x00]*$"
 """Some character that is no white space, and no NUL."""
 
 _SAYS: dict[Any, Json] = {
-    tasks._not_blank: {"pattern": NOT_BLANK},
-    tasks._distinct: {"uniqueItems": True},
+    task_rules.require_words: {"pattern": NOT_BLANK},
+    task_rules.require_distinct: {"uniqueItems": True},
 }
 """What our own validators check, as far as JSON Schema can say it."""
 
@@ -435,22 +452,22 @@ class _Schemas(GenerateJsonSchema):
         return False
 
 
-def _schemas(max_prompt_chars: int) -> Json:
-    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in _models()]
+def _schemas(tasks: Sequence[Task], max_prompt_chars: int) -> Json:
+    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in _models(tasks)]
     _, definitions = models_json_schema(models, ref_template=_ref("{model}")["$ref"], schema_generator=_Schemas)
     described: Json = definitions["$defs"]
-    for task in TASKS:
+    for task in tasks:
         properties = described[task.request_model.__name__]["properties"]
-        properties[next(iter(properties))]["maxLength"] = max_prompt_chars  # the field that `tasks.parse` measures
+        properties[task.prompt_field]["maxLength"] = max_prompt_chars
     described["Error"]["properties"]["code"]["enum"] = [error.code for error in ERRORS]
     return described
 
 
-def _models() -> Iterator[type[BaseModel]]:
-    for task in TASKS:
+def _models(tasks: Sequence[Task]) -> Iterator[type[BaseModel]]:
+    for task in tasks:
         yield task.request_model
         yield schemas.task_answer(task)
         if task.streams:
             yield schemas.stream_end(task)
-    yield from (schemas.StreamDelta, schemas.Error, schemas.Health, schemas.Readiness)
-    yield from (schemas.Statistics, schemas.UsageReport, schemas.CacheDeletion)
+    yield from (schemas.StreamDelta, schemas.Error, Health, Readiness)
+    yield from (schemas.Statistics, schemas.UsageReport, CacheDeletion)

@@ -1,8 +1,10 @@
-"""Samples of what cannot be made from a model: the bodies that the OpenAPI document shows as examples."""
+"""The bodies that the OpenAPI document shows as examples, made of the models that render the real ones."""
 
 from __future__ import annotations
 
 from mtllm.ledger.ledger import ExportRow
+from mtllm.stats import schemas
+from mtllm.stats.health import CacheDeletion, Check, Health, Readiness
 
 REQUEST_ID = "84ffd3b0-0af0-42d9-bdcd-cd311a4f6ad6"
 
@@ -14,100 +16,103 @@ ANSWERS = {
 
 COST = {"input": "0.000001", "output": "0.000007", "total": "0.000008", "nanodollars": 8400}
 
-_WINDOW = {
-    "period_hours": 1,
-    "total_requests": 3,
-    "cached_requests": 1,
-    "total_cost": 0.0000168,
-    "cost_savings_from_cache": 0.0000084,
-    "total_tokens": {"input": 24, "output": 36},
-}
-_NO_REQUESTS = {"paid": 0, "hit": 0, "shared": 0, "stale": 0, "errors": {}}
+HEALTH = Health(status="healthy", timestamp=1_795_449_182.483596)
+READY = Readiness(status="ready", checks={"backend": Check(status="ok"), "ledger": Check(status="ok")})
+NOT_READY = Readiness(status="unavailable", checks={"draining": Check(status="fail", reason="shutting down")})
+CACHE_DELETION = CacheDeletion(deleted=2)
 
-STATISTICS = {
-    "cache_stats": {
-        "size": 2,
-        "max_size": 500,
-        "bytes": 1740,
-        "max_bytes": 67_108_864,
-        "hits": 1,
-        "misses": 2,
-        "evictions": 0,
-        "expirations": 0,
-        "hit_ratio": 0.3333333333333333,
-        "cache_hit_ratio": 0.3333333333333333,
-    },
-    "usage_stats": {
-        "last_hour": _WINDOW,
-        "last_24_hours": {**_WINDOW, "period_hours": 24},
-        "last_30_days": {**_WINDOW, "period_hours": 720},
-    },
-    "rate_limit_stats": {
-        "cache_size": 1,
-        "max_size": 10_000,
-        "limits": [{"requests": 60, "seconds": 60}, {"requests": 1000, "seconds": 3600}],
-        "protected": 0,
-        "rejected": 0,
-    },
-    "overall_stats": {
-        "total_requests_all_time": 3,
-        "cached_requests_all_time": 1,
-        "total_cost_all_time": 0.0000168,
-        "total_tokens_all_time": {"input": 24, "output": 36},
-        "cache_savings_all_time": 0.0000084,
-        "unpriced_requests_all_time": 0,
-        "total_cost_since_start": 0.0000168,
-    },
-    "requests_by_task": {
-        "text": {"paid": 2, "hit": 1, "shared": 0, "stale": 0, "errors": {"upstream_timeout": 1}},
+
+def _window(hours: int) -> schemas.WindowFigures:
+    return schemas.WindowFigures(
+        period_hours=hours,
+        total_requests=3,
+        cached_requests=1,
+        total_cost=0.0000168,
+        cost_savings_from_cache=0.0000084,
+        total_tokens=schemas.TokenSums(input=24, output=36),
+    )
+
+
+_NO_REQUESTS = schemas.TaskFigures(paid=0, hit=0, shared=0, stale=0, errors={})
+
+STATISTICS = schemas.Statistics(
+    cache_stats=schemas.CacheFigures(
+        size=2,
+        max_size=500,
+        bytes=1740,
+        max_bytes=67_108_864,
+        hits=1,
+        misses=2,
+        evictions=0,
+        expirations=0,
+        hit_ratio=1 / 3,
+        cache_hit_ratio=1 / 3,
+    ),
+    usage_stats=schemas.Windows(last_hour=_window(1), last_24_hours=_window(24), last_30_days=_window(720)),
+    rate_limit_stats=schemas.LimiterFigures(
+        cache_size=1,
+        max_size=10_000,
+        limits=[schemas.LimitFigures(requests=60, seconds=60), schemas.LimitFigures(requests=1000, seconds=3600)],
+        protected=0,
+        rejected=0,
+    ),
+    overall_stats=schemas.AllTimeFigures(
+        total_requests_all_time=3,
+        cached_requests_all_time=1,
+        total_cost_all_time=0.0000168,
+        total_tokens_all_time=schemas.TokenSums(input=24, output=36),
+        cache_savings_all_time=0.0000084,
+        unpriced_requests_all_time=0,
+        total_cost_since_start=0.0000168,
+    ),
+    requests_by_task={
+        "text": schemas.TaskFigures(paid=2, hit=1, shared=0, stale=0, errors={"upstream_timeout": 1}),
         "code": _NO_REQUESTS,
         "classify": _NO_REQUESTS,
     },
-    "latency": {
-        "hit": {"samples": 1, "p50_ms": 0.8, "p95_ms": 0.8, "p99_ms": 0.8, "max_ms": 0.8},
-        "miss": {"samples": 2, "p50_ms": 640.2, "p95_ms": 812.4, "p99_ms": 812.4, "max_ms": 812.4},
-        "own": {"samples": 3, "p50_ms": 3.1, "p95_ms": 4.4, "p99_ms": 4.4, "max_ms": 4.4},
-    },
-    "token_estimate": {"samples": 2, "input_ratio": 0.92, "output_ratio": 1.04, "dropped": 0},
-    "budget": {"limit": 5.0, "spent": 0.0000168, "reserved": 0.0},
-    "breaker": {"state": "closed", "consecutive_failures": 1, "retry_in_seconds": 0.0, "times_opened": 0},
-    "admission": {"in_use": 0, "places": 31, "shed": 0, "abandoned": 0},
-    "last_errors": [
-        {
-            "code": "upstream_timeout",
-            "count": 1,
-            "latest": [
-                {
-                    "timestamp": "2026-11-23T15:53:02.500000Z",
-                    "status": 504,
-                    "method": "POST",
-                    "path": "/api/v1/generate/text",
-                    "request_id": REQUEST_ID,
-                }
+    latency=schemas.LatencyFigures(
+        hit=schemas.Percentiles(samples=1, p50_ms=0.8, p95_ms=0.8, p99_ms=0.8, max_ms=0.8),
+        miss=schemas.Percentiles(samples=2, p50_ms=640.2, p95_ms=812.4, p99_ms=812.4, max_ms=812.4),
+        own=schemas.Percentiles(samples=3, p50_ms=3.1, p95_ms=4.4, p99_ms=4.4, max_ms=4.4),
+    ),
+    token_estimate=schemas.EstimateFigures(samples=2, input_ratio=0.92, output_ratio=1.04, dropped=0),
+    budget=schemas.BudgetFigures(limit=5.0, spent=0.0000168, reserved=0.0),
+    breaker=schemas.BreakerFigures(state="closed", consecutive_failures=1, retry_in_seconds=0.0, times_opened=0),
+    admission=schemas.AdmissionFigures(in_use=0, places=64, queued=0, waited=0, shed=0, abandoned=0),
+    last_errors=[
+        schemas.ErrorFigures(
+            code="upstream_timeout",
+            count=1,
+            latest=[
+                schemas.SeenError(
+                    timestamp="2026-11-23T15:53:02.500000Z",
+                    status=504,
+                    method="POST",
+                    path="/api/v1/generate/text",
+                    request_id=REQUEST_ID,
+                )
             ],
-        }
+        )
     ],
-    "caller": {"key": "alice", "admin": False},
-    "service": {"model": "gemini-2.5-flash-lite", "offline": False, "in_flight": 1, "draining": False},
-}
-USAGE = {
-    "from": "2026-10-24T15:53:02.000000Z",
-    "to": "2026-11-23T15:53:02.000000Z",
-    "group_by": "task",
-    "groups": [
-        {
-            "key": "text",
-            "total_requests": 3,
-            "cached_requests": 1,
-            "input_tokens": 24,
-            "output_tokens": 36,
-            "total_cost": 0.0000168,
-            "cost_savings_from_cache": 0.0000084,
-        }
+    caller=schemas.CallerFigures(key="alice", admin=False),
+    service=schemas.ServiceFigures(model="gemini-2.5-flash-lite", offline=False, in_flight=1, draining=False),
+)
+USAGE = schemas.UsageReport(
+    from_="2026-10-24T15:53:02.000000Z",
+    to="2026-11-23T15:53:02.000000Z",
+    group_by="task",
+    groups=[
+        schemas.UsageOfGroup(
+            key="text",
+            total_requests=3,
+            cached_requests=1,
+            input_tokens=24,
+            output_tokens=36,
+            total_cost=0.0000168,
+            cost_savings_from_cache=0.0000084,
+        )
     ],
-}
-READY = {"status": "ready", "checks": {"backend": {"status": "ok"}, "ledger": {"status": "ok"}}}
-NOT_READY = {"status": "unavailable", "checks": {"draining": {"status": "fail", "reason": "shutting down"}}}
+)
 EXPORTED = ExportRow(
     request_id=REQUEST_ID,
     timestamp=1_795_449_182.5,

@@ -6,15 +6,17 @@ The UI is the files of an installed package and a page of ours; nothing is asked
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
 from flask import Flask, Response, send_from_directory
 
-from mtllm.wiring import Service
+from mtllm.pages.paths import DOCUMENT_PATH
+from mtllm.settings import Settings
+from mtllm.tasks import Task
 
-DOCUMENT_PATH = "/api/v1/openapi.json"
 PREFIX = "/swagger"
 PACKAGE = "flask_swagger_ui"
 """Only its copy of Swagger UI is used: the page of its blueprint needs inline scripts, which the policy forbids."""
@@ -57,27 +59,29 @@ PAGE = f"""<!doctype html>
 START = f"window.ui = SwaggerUIBundle({json.dumps(OPTIONS)});\n"
 
 
-def register(app: Flask, service: Service) -> None:
-    """Add the document, the page and its files to `app`. The document is made at the first request for it."""
+def register(app: Flask, settings: Settings, tasks: Sequence[Task], *, open_to_all: bool) -> None:
+    """Add the document, the page and its files to `app`; the document is made at the first request for it.
+
+    `open_to_all`: no API keys are configured, so what needs one is open.
+    """
     folder = _packaged_files()
 
     @lru_cache(maxsize=1)
     def document() -> bytes:
         from mtllm.pages import openapi  # a sixth of the time to start, for what few processes are ever asked
 
-        made = openapi.document(service.settings, open_to_all=service.keys.open)
-        return json.dumps(made, ensure_ascii=False).encode()
+        return openapi.render_document(settings, tasks, open_to_all=open_to_all)
 
     def page() -> Response:
-        return _guarded(Response(PAGE, mimetype="text/html"))
+        return _guard(Response(PAGE, mimetype="text/html"))
 
     def start() -> Response:
-        return _guarded(Response(START, mimetype="text/javascript"))
+        return _guard(Response(START, mimetype="text/javascript"))
 
     def file(name: str) -> Response:
         response = send_from_directory(folder, name)
         del response.headers["Cache-Control"]  # the edge adds its own
-        return _guarded(response)
+        return _guard(response)
 
     app.add_url_rule(DOCUMENT_PATH, "openapi", lambda: Response(document(), mimetype="application/json"))
     app.add_url_rule(f"{PREFIX}/", "swagger", page)
@@ -89,7 +93,7 @@ def _packaged_files() -> Path:
     return Path(str(files(PACKAGE) / "dist"))
 
 
-def _guarded(response: Response) -> Response:
+def _guard(response: Response) -> Response:
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["Referrer-Policy"] = "no-referrer"
     return response

@@ -1,9 +1,9 @@
-"""Rate limits as values, and the exact sliding windows that hold clients to them.
+"""Holds clients to their rate limits by exact sliding windows.
 
 For a client in the table, never more than N calls are admitted in *any* window of W seconds: the state is the times of
 the client's last admitted calls (`lru_cache.CallTimes`), not a count per clock minute. With several limits a call is
 counted in all of them or, rejected, in none. A check is O(1) whatever N. A limit that takes the place of a shorter one
-begins with what that one still had to remember.
+begins with the calls that the shorter one still had to remember.
 """
 
 from __future__ import annotations
@@ -11,79 +11,60 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import partial
 
-from lru_cache import UNBOUNDED, CallTimes, RateLimitCache
 from mtllm.domain.limits import Limit, Verdict
+from mtllm.ratelimit.clients import ClientTable
+
+_verdict: Callable[[tuple[bool, Limit, int, float, float, tuple[Limit, ...]]], Verdict] = partial(
+    tuple.__new__, Verdict
+)
+"""Makes a Verdict from its fields (benchmarks: parts_cache, rate limiters; every check makes one)."""
 
 
 class RateLimiter:
-    """Admits or rejects calls; what it knows of the clients lives in `table`."""
+    """Admits or rejects calls by the clients' calls in `table`."""
 
-    def __init__(self, table: RateLimitCache, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, table: ClientTable, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._table = table
         self._monotonic = monotonic
 
     def hit(self, client: str, limits: tuple[Limit, ...]) -> Verdict | None:
-        """Count a call of `client` if every one of `limits` admits it; None when there are no limits.
+        """Count a call of `client` if every one of `limits` admits it; return None when there are no limits.
 
-        Whom a window has no room for is rejected until that has some, without a lock: a flood holds up nobody.
+        A client that a window has no room for is rejected until there is some, without a lock.
         """
         if not limits:
             return None
-        calls = self._table.recall(client)
-        if (full := calls.full) is not None and full[0] == limits and (now := self._monotonic()) < full[2]:
+        found = self._table.find(client)
+        full = found.full
+        if full is not None and full[0] == limits and (now := self._monotonic()) < full[2]:
             return _rejected(limits, full[1], full[2], now)
-        if not calls.hold():
-            calls = self._table.held(client)
-        try:
+        with self._table.locked(client, found) as calls:
             now = self._monotonic()
-            tightest, least, grows = _tightest(calls, limits, now)
-            admitted = least > 0
+            tightest, remaining, grows = calls.find_tightest(limits, now)
+            admitted = remaining > 0
             if admitted:
+                calls.full = None
                 calls.record(now)
-                least -= 1
-            if least == 0:
+                remaining -= 1
+            if remaining == 0:
                 calls.full = (limits, tightest, grows)
-        finally:
-            calls.lock.release()
-        if least == 0 and calls.protected_until < grows:
+        if remaining == 0 and calls.protected_until < grows:
             self._table.protect(client, calls, now + limits[tightest].window_seconds)
         if admitted:
-            return Verdict(True, limits[tightest], least, grows - now, 0.0, limits)
+            return _verdict((True, limits[tightest], remaining, grows - now, 0.0, limits))
         return _rejected(limits, tightest, grows, now)
-
-
-def _tightest(calls: CallTimes, limits: tuple[Limit, ...], now: float) -> tuple[int, int, float]:
-    """Which limit has least room, how many calls that is, and when it grows; of equals the one that grows last."""
-    calls.watch(limits)
-    tightest, least, grows = 0, UNBOUNDED, 0.0
-    for window, limit in enumerate(limits):
-        room, grows_at = calls.room(window, limit.amount, limit.window_seconds, now)
-        if room < least or (room == least and grows_at > grows):
-            tightest, least, grows = window, room, grows_at
-    return tightest, least, grows
 
 
 def _rejected(limits: tuple[Limit, ...], tightest: int, frees: float, now: float) -> Verdict:
     wait = _seconds_until(frees, now)
-    return Verdict(False, limits[tightest], 0, wait, wait, limits)
+    return _verdict((False, limits[tightest], 0, wait, wait, limits))
 
 
 def _seconds_until(moment: float, now: float) -> float:
-    """The wait after which `now + wait >= moment` holds in floating point too, so that a promise to admit is kept."""
+    """Return the wait after which `now + wait >= moment` in floating point too, so that a promise to admit holds."""
     wait = moment - now
     while now + wait < moment:
         wait += math.ulp(moment)
     return wait
-
-
-@lru_cache(maxsize=256)
-def policy_header(limits: tuple[Limit, ...]) -> str:
-    """The value of RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-11): each quota and its window in seconds."""
-    return ", ".join(f'"{limit.name}";q={limit.amount};w={limit.window_seconds}' for limit in limits)
-
-
-def limit_header(verdict: Verdict) -> str:
-    """The value of RateLimit (same draft): remaining calls, and whole seconds until there are more, rounded up."""
-    return f'"{verdict.limit.name}";r={verdict.remaining};t={math.ceil(verdict.reset)}'

@@ -1,4 +1,4 @@
-"""Rate limits that all processes share: `rate_limiter.RateLimiter`'s windows, kept in Redis.
+"""Rate limits that all processes share: the windows of `limiter.RateLimiter`, stored in Redis.
 
 One script judges and counts a call as one step, by Redis' own clock, so neither the number of processes nor their
 clocks matter. For each client and window Redis holds a list of the times (µs) of the admitted calls that are still in
@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from threading import Lock
+from typing import NamedTuple
 
 from lru_cache import LRUCache
 from mtllm.domain.limits import Limit, Verdict
@@ -69,12 +71,25 @@ CHECK = Script(
 )
 
 
+class _LastWord(NamedTuple):
+    """Redis' last answer about a client."""
+
+    rejected: bool
+    limit: Limit
+    """The tightest one."""
+    remaining: int
+    """Calls that it had left, less those admitted here without Redis since."""
+    until: float
+    """When there is one more (monotonic)."""
+
+
 class SharedRateLimiter:
-    """Admits or rejects calls by what all processes have admitted; by `own`, this process's, while Redis is away.
+    """Admits or rejects calls by the calls that all processes have admitted; without Redis, by this process's `own`.
 
     Whom Redis rejected is rejected here until the time it was told, without asking again: nothing can let it in before,
-    and a flood costs no round trips. `own` hears of the calls that Redis admits here. So a client does not begin anew
-    when Redis goes.
+    and a flood costs no round trips. When Redis does not answer in time, its last word about the client still holds:
+    no more calls are admitted than it had left, until it would have had one more. `own` hears of the calls that Redis
+    admits here, so that a client does not begin anew when Redis goes.
     """
 
     def __init__(
@@ -87,35 +102,55 @@ class SharedRateLimiter:
     ) -> None:
         self._link = link
         self._own = own
-        self._rejected: LRUCache[tuple[str, tuple[Limit, ...]], tuple[Limit, float]] = LRUCache(
+        self._last_words: LRUCache[tuple[str, tuple[Limit, ...]], _LastWord] = LRUCache(
             max_size, None, monotonic=monotonic
         )
         self._monotonic = monotonic
+        self._without_redis = Lock()  # so that two calls do not take the same last one
 
     def hit(self, client: str, limits: tuple[Limit, ...]) -> Verdict | None:
-        """Count a call of `client` if every one of `limits` admits it; None when there are no limits."""
+        """Count a call of `client` if every one of `limits` admits it; return None when there are no limits."""
         if not limits:
             return None
-        rejected = self._rejected.get((client, limits))
-        wait = rejected[1] - self._monotonic() if rejected is not None else 0.0
-        if rejected is not None and wait > 0:
-            return Verdict(False, rejected[0], 0, wait, wait, limits)
+        last = self._last_words.get((client, limits))
+        if last is not None and last.rejected and (wait := last.until - self._monotonic()) > 0:
+            return Verdict(False, last.limit, 0, wait, wait, limits)
         prefix = f"{self._link.prefix}calls:{client}:"
         try:
-            answer = self._link.run(CHECK, [f"{prefix}{limit.window_seconds}" for limit in limits], _facts(limits))
+            answer = self._link.run(
+                CHECK, [f"{prefix}{limit.window_seconds}" for limit in limits], _script_arguments(limits)
+            )
         except RedisUnavailable:
-            return self._own.hit(client, limits)
+            with self._without_redis:
+                return self._hit_own(client, limits)
         admitted, tightest, remaining, micro = map(int, answer.split())
         limit, wait = limits[tightest], micro / MICRO
+        self._note(client, limits, _LastWord(not admitted, limit, remaining, self._monotonic() + wait))
         if admitted:
             self._own.hit(client, limits)
             return Verdict(True, limit, remaining, wait, 0.0, limits)
-        self._rejected.put((client, limits), (limit, self._monotonic() + wait), wait)
         return Verdict(False, limit, 0, wait, wait, limits)
+
+    def _hit_own(self, client: str, limits: tuple[Limit, ...]) -> Verdict | None:
+        last = self._last_words.get((client, limits))
+        wait = last.until - self._monotonic() if last is not None else 0.0
+        if last is None or wait <= 0:
+            return self._own.hit(client, limits)
+        if last.remaining < 1:
+            return Verdict(False, last.limit, 0, wait, wait, limits)
+        verdict = self._own.hit(client, limits)
+        if verdict is None or not verdict.admitted:
+            return verdict
+        left = last.remaining - 1
+        self._note(client, limits, last._replace(remaining=left))
+        return verdict if verdict.remaining <= left else verdict._replace(limit=last.limit, remaining=left, reset=wait)
+
+    def _note(self, client: str, limits: tuple[Limit, ...], last: _LastWord) -> None:
+        self._last_words.put((client, limits), last, last.until - self._monotonic())
 
 
 @lru_cache(maxsize=256)
-def _facts(limits: tuple[Limit, ...]) -> tuple[int, ...]:
+def _script_arguments(limits: tuple[Limit, ...]) -> tuple[int, ...]:
     return tuple(
         fact
         for limit in limits

@@ -27,13 +27,15 @@ LONGEST_RETRY_AFTER = 60.0
 class AdmissionState:
     """What is taken now, and what has happened since the start.
 
-    `in_use` of `slots` are taken, `queued` requests wait for one. `shed`: requests refused. `waited`: requests that got
-    a slot after a wait. `abandoned`: calls given up by their caller, or at their deadline, while Gemini is still at it.
+    `in_use` of `slots` are taken, `queued` requests wait for one, `following` ones for another's call. `shed`: requests
+    refused. `waited`: requests that got a slot after a wait. `abandoned`: calls given up by their caller, or at their
+    deadline, while Gemini is still at it.
     """
 
     in_use: int
     slots: int
     queued: int
+    following: int
     shed: int
     waited: int = 0
     abandoned: int = 0
@@ -59,16 +61,13 @@ class Admission:
 
     def __init__(
         self,
-        slots: int,
+        slots: int = 1,
         *,
-        threads: int,
+        threads: int = 2,
         queue_seconds: float = 0.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        if slots < 1:
-            raise ValueError("there must be at least one slot")
-        self._slots = slots
-        self._most_waiting = max(threads - 1, 1)
+        self.resize(slots, threads)
         self._queue_seconds = queue_seconds
         self._monotonic = monotonic
         self._lock = threading.Lock()
@@ -79,6 +78,13 @@ class Admission:
         self._shed = 0
         self._waited = 0
         self._abandoned = 0
+
+    def resize(self, slots: int, threads: int) -> None:
+        """Set how many slots there are, and how many threads the server has. Raises ValueError below one slot."""
+        if slots < 1:
+            raise ValueError("there must be at least one slot")
+        self._slots = slots
+        self._most_waiting = max(threads - 1, 1)
 
     def enter(self, deadline: float) -> float:
         """Take a slot, after a wait in line if need be; return the seconds waited.
@@ -135,7 +141,9 @@ class Admission:
     def state(self) -> AdmissionState:
         """Return what holds now."""
         with self._lock:
-            return AdmissionState(self._in_use, self._slots, len(self._line), self._shed, self._waited, self._abandoned)
+            return AdmissionState(
+                self._in_use, self._slots, len(self._line), self._following, self._shed, self._waited, self._abandoned
+            )
 
     def _threads_taken(self) -> int:
         return self._in_use + self._following + len(self._line)

@@ -20,7 +20,7 @@ State = Literal["closed", "open", "half-open"]
 
 @dataclass(frozen=True, slots=True)
 class BreakerSnapshot:
-    """How the breaker stands, for readiness and stats."""
+    """The breaker's state, for readiness and stats."""
 
     state: State
     consecutive_failures: int
@@ -31,7 +31,7 @@ class BreakerSnapshot:
 
 
 class CircuitBreaker:
-    """One for all calls to Gemini. `admit()` before a request, then `succeeded()` or `failed(error)` after it.
+    """One for all calls to Gemini. `admit()` before a request, one `record_...` or `withdraw()` after it.
 
     A request is counted once, whatever its retries. A probe that never reports back is given up after another
     `cool_down` seconds, so that it cannot keep the breaker open. Thread-safe; times are monotonic seconds.
@@ -60,24 +60,24 @@ class CircuitBreaker:
             self._probing = True
             self._refuses_until = now + self._cool_down
 
-    def succeeded(self) -> None:
-        """Gemini answered an admitted request, be it with a refusal."""
+    def record_success(self) -> None:
+        """Count an admitted request that Gemini answered, be it with a refusal."""
         with self._lock:
             self._failures = 0
             self._refuses_until = None
             self._probing = False
 
-    def withdrawn(self) -> None:
-        """An admitted request ended without asking Gemini: if it was the probe, the next one is."""
+    def withdraw(self) -> None:
+        """Take back an admitted request that never asked Gemini: if it was the probe, the next one is."""
         with self._lock:
             if self._probing:
                 self._probing = False
                 self._refuses_until = self._monotonic()
 
-    def failed(self, error: UpstreamFailure) -> None:
-        """An admitted request failed. A failure that is not Gemini's (`breaks` is false) shows that Gemini answers."""
+    def record_failure(self, error: UpstreamFailure) -> None:
+        """Count an admitted request that failed; where `breaks` is false, Gemini answered after all."""
         if not error.breaks:
-            self.succeeded()
+            self.record_success()
             return
         with self._lock:
             self._failures += 1
@@ -87,16 +87,16 @@ class CircuitBreaker:
                 self._probing = False
 
     def _opens(self) -> bool:
-        """Requests admitted before it opened may fail later; they do not prolong what callers were told to wait."""
+        """Return whether the failure just counted opens it; later ones do not prolong the wait."""
         return self._probing or (self._refuses_until is None and self._failures >= self._threshold)
 
     @property
     def state(self) -> State:
-        """Where the breaker stands now."""
+        """Return the state that holds now."""
         return self.snapshot().state
 
     def snapshot(self) -> BreakerSnapshot:
-        """State and figures of one moment."""
+        """Return state and figures of one moment."""
         with self._lock:
             until = self._refuses_until
             wait = 0.0 if until is None else max(0.0, until - self._monotonic())

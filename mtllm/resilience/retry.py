@@ -1,4 +1,4 @@
-"""When a failed call to Gemini is sent again, and how long that waits.
+"""Retries: the rules by which a failed call to Gemini is sent again, and the wait before it.
 
 A retry helps one caller and burdens everyone else, so it must pass four tests: the failure says that the same call may
 succeed (`UpstreamFailure.retry`), attempts are left, the wait fits the caller's deadline, and the retry budget of the
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from mtllm.domain.errors import Retry, UpstreamFailure
+from mtllm.domain.errors import Retry, UpstreamFailure, UpstreamInvalidAnswer
 
 BASE_SECONDS = 0.5
 """The longest wait before the first retry; it doubles with each further one."""
@@ -54,12 +54,12 @@ class RetryBudget:
         self._lock = threading.Lock()
 
     def count_call(self) -> None:
-        """A call was made for the first time."""
+        """Count a call that is made for the first time."""
         with self._lock:
             self._calls.add(self._bucket())
 
     def take_retry(self) -> bool:
-        """May one more retry be made now? If so, it is counted."""
+        """Count one more retry and return True, or return False when none may be made now."""
         with self._lock:
             now = self._bucket()
             calls = self._calls.since(now - self.BUCKETS + 1)
@@ -120,12 +120,14 @@ class Retrier:
         *,
         deadline: float,
         wait: Callable[[float], bool | None] | None = None,
+        may_repeat: Callable[[], bool] | None = None,
         made: int = 0,
     ) -> T:
-        """What the first successful `attempt()` returns; `deadline` is in monotonic seconds.
+        """Return what the first successful `attempt()` returns; `deadline` is in monotonic seconds.
 
-        `wait` takes the place of the constructor's for a caller who may lose interest in the meantime; `made` are the
-        attempts that its request has made before, which count towards the most it may make.
+        `wait` takes the place of the constructor's for a caller who may lose interest in the meantime. When
+        `may_repeat` says no, a failure is final. `made` are the attempts that the request has made before, which count
+        towards the most it may make.
         Raises the last UpstreamFailure when no retry can help, its `retry_after` being what Gemini asked for, and
         whatever else `attempt` raises at once.
         """
@@ -136,6 +138,8 @@ class Retrier:
             try:
                 return attempt()
             except UpstreamFailure as failure:
+                if may_repeat is not None and not may_repeat():
+                    raise
                 pause = self._pause(failure, number)
                 useless = failure.retry is Retry.NEVER or (failure.retry is Retry.ONCE and once_used)
                 if useless or not self._may_retry(number, pause, deadline) or wait(pause):
@@ -146,7 +150,7 @@ class Retrier:
                 number += 1
 
     def allows_more_than(self, made: int) -> bool:
-        """May a request that has made so many attempts make another?"""
+        """Return whether a request that has made so many attempts may make another."""
         return made < self._max_attempts
 
     def _pause(self, failure: UpstreamFailure, number: int) -> float:
@@ -155,5 +159,19 @@ class Retrier:
         return self._random() * min(CAP_SECONDS, BASE_SECONDS * 2.0 ** (number - 1))
 
     def _may_retry(self, number: int, pause: float, deadline: float) -> bool:
-        """Asks the budget last, so that only a retry which is made is counted."""
+        """Return whether a retry helps; the budget is asked last, so that only a retry which is made is counted."""
         return number < self._max_attempts and self._monotonic() + pause < deadline and self._budget.take_retry()
+
+
+def run_with_repairs(ask: Callable[[], T], repairs: int, *, may_repair: Callable[[], bool] = lambda: True) -> T:
+    """Return what `ask()` returns, asking again up to `repairs` times for an answer that cannot be used.
+
+    Raises the last UpstreamInvalidAnswer, or the first that `may_repair()` gives up, and whatever else `ask` raises.
+    """
+    for _ in range(repairs):
+        try:
+            return ask()
+        except UpstreamInvalidAnswer:
+            if not may_repair():
+                raise
+    return ask()

@@ -1,1 +1,1 @@
-"""Who may ask, what looks hostile, and what may be shown of it."""
+"""Access, detection of hostile requests, and redaction of secrets."""

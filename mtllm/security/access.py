@@ -1,6 +1,7 @@
-"""Who is asking, and may they: the caller's address, API keys, and the table of what needs which key.
+"""Access: who calls, with which API key, and what needs which key.
 
-Knows no flask: header values come as plain strings (as WSGI has them), so that each rule can be read and tested alone.
+Knows no HTTP framework: header values come as plain strings (as WSGI has them), so that each rule can be read
+and tested alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from mtllm.domain.money import NANO
 
 ADMIN_NAME: Final = "admin"
 LOOK_EVERY_SECONDS: Final = 1.0
+_INDEX_BYTES: Final = 8
 
 
 # Keys -----------------------------------------------------------------------------------------------------------------
@@ -35,7 +37,7 @@ LOOK_EVERY_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """Who a secret belongs to.
+    """The owner of a secret, and what is allowed to it.
 
     `rate_limits`: None means the service's own, an empty tuple means none. `daily_budget`: nano-dollars a UTC day, None
     means no budget of its own.
@@ -77,7 +79,7 @@ class KeyRing:
         self.has_admin = bool(admin_key)
         self._named = {_digest(secret): ApiKey(name) for name, secret in api_keys.items()}
         self._admin = {_digest(admin_key): ApiKey(ADMIN_NAME, admin=True)} if admin_key else {}
-        self._index = _indexed({**self._named, **self._admin})
+        self._index = _index_by_prefix({**self._named, **self._admin})
         self._file = keys_file
         self._monotonic = monotonic
         self._on_problem = on_problem
@@ -89,7 +91,7 @@ class KeyRing:
         self._reread_if_due()
 
     def identify(self, secret: str | None) -> ApiKey | None:
-        """Whose secret this is; None if nobody's.
+        """Return the key that has this secret; None if there is none.
 
         A key is found by the first bytes of the secret's digest, which a caller cannot choose, and then compared by the
         whole digest in constant time.
@@ -126,7 +128,7 @@ class KeyRing:
             self._report(str(error))
         else:
             self._seen, self._reported, self._ever_read = seen, None, True
-            self._index = _indexed({**self._named, **from_file, **self._admin})
+            self._index = _index_by_prefix({**self._named, **from_file, **self._admin})
 
     def _report(self, reason: str) -> None:
         if reason != self._reported:
@@ -135,14 +137,11 @@ class KeyRing:
             self._on_problem(f"API_KEYS_FILE cannot be used, so {effect}: {reason}")
 
 
-_INDEX_BYTES: Final = 8
-
-
 def _digest(secret: str) -> bytes:
     return sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
-def _indexed(keys: Keys) -> Mapping[bytes, tuple[bytes, ApiKey]]:
+def _index_by_prefix(keys: Keys) -> Mapping[bytes, tuple[bytes, ApiKey]]:
     return {digest[:_INDEX_BYTES]: (digest, key) for digest, key in keys.items()}
 
 
@@ -155,7 +154,7 @@ def _limits(text: object) -> tuple[Limit, ...]:
     return parse_limits(text)
 
 
-class _Entry(BaseModel):
+class KeyTable(BaseModel):
     """One `[[key]]` table. Unknown fields are refused: a misspelt limit would be no limit."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -166,24 +165,27 @@ class _Entry(BaseModel):
     daily_budget_usd: Decimal | None = Field(None, ge=0, le=10**9, allow_inf_nan=False)
 
     def api_key(self) -> ApiKey:
+        """Return the key that the table describes."""
         budget = None if self.daily_budget_usd is None else int(self.daily_budget_usd * NANO)
         return ApiKey(self.name, self.rate_limits, budget)
 
 
-class _KeysFile(BaseModel):
+class KeysDocument(BaseModel):
+    """The whole of an API_KEYS_FILE."""
+
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    key: tuple[_Entry, ...] = ()
+    key: tuple[KeyTable, ...] = ()
 
 
 def parse_keys_file(content: bytes, taken: Iterable[str] = ()) -> dict[bytes, ApiKey]:
-    """The keys of an API_KEYS_FILE by the digest of their secret: TOML `[[key]]` tables with `name`, `sha256` (hex, of
-    the secret) and, if wanted, `rate_limits` and `daily_budget_usd`. Names are distinct, also from those `taken`.
+    """Return the keys of an API_KEYS_FILE by the digest of their secret. Raises BrokenKeysFile.
 
-    Raises BrokenKeysFile.
+    The file has TOML `[[key]]` tables with `name`, `sha256` (hex, of the secret) and, if wanted, `rate_limits` and
+    `daily_budget_usd`. Names are distinct, also from those `taken`.
     """
     try:
-        entries = _KeysFile.model_validate(tomllib.loads(content.decode(), parse_float=Decimal)).key
+        entries = KeysDocument.model_validate(tomllib.loads(content.decode(), parse_float=Decimal)).key
     except ValidationError as error:
         raise BrokenKeysFile(_in_words(error)) from None  # the cause would show the file's text
     except (ValueError, RecursionError) as error:
@@ -207,7 +209,7 @@ def _refuse_repeated(values: list[str], what: str) -> None:
 
 
 def presented_key(authorization: str | None, x_api_key: str | None) -> str | None:
-    """The secret of `X-API-Key`, else of `Authorization`: a Bearer token or the password of HTTP Basic (any user name).
+    """Return the secret of `X-API-Key`, else of `Authorization`: a Bearer token, or the password of HTTP Basic.
 
     None where there is none, or only something malformed.
     """
@@ -231,7 +233,7 @@ def _basic_password(credentials: str) -> str | None:
 
 
 def _text(header: str) -> str:
-    """A header's real text: WSGI hands over bytes dressed as Latin-1 (PEP 3333)."""
+    """Return a header's real text: WSGI hands over bytes as Latin-1 (PEP 3333)."""
     try:
         return header.encode("latin-1").decode()
     except UnicodeError:
@@ -256,7 +258,7 @@ ADMIN_PATHS: Final = ("/api/v1/usage/export/", "/api/v1/cache/")
 
 
 def access_of(method: str, path: str, group_by: str | None = None) -> Access:
-    """What a request to an existing route needs. `group_by` is the query's: figures by client are the admin's.
+    """Return what a request to an existing route needs. `group_by` is the query's: usage by client is the admin's.
 
     A preflight (OPTIONS) carries no credentials by design. What has no route is a 404 for everybody: don't ask here.
     """
@@ -269,7 +271,7 @@ def access_of(method: str, path: str, group_by: str | None = None) -> Access:
 
 
 def authorize(ring: KeyRing, access: Access, secret: str | None) -> ApiKey | None:
-    """Whose request this is; None for an anonymous one that is allowed.
+    """Return the key of a request that is allowed; None for an anonymous one.
 
     Raises Unauthorized where a key is missing or wrong, Forbidden where a valid key is not the admin's or no admin key
     is configured: without one, what needs it is closed even in an open service.
@@ -291,10 +293,11 @@ def authorize(ring: KeyRing, access: Access, secret: str | None) -> ApiKey | Non
 # Where it comes from --------------------------------------------------------------------------------------------------
 
 UNKNOWN_CLIENT: Final = "unknown"
+_LONGEST_ADDRESS: Final = 80
 
 
 class ClientResolver:
-    """The one answer to "who is calling" for limits, logs and ledger: an IPv4 address, an IPv6 /64, or `unknown`.
+    """Names the caller for limits, logs and ledger: an IPv4 address, an IPv6 /64, or `unknown`.
 
     X-Forwarded-For is believed only for as many hops from the right as there are proxies of our own: each appends the
     peer it saw, and whatever stands to the left of those was written by the caller.
@@ -307,14 +310,14 @@ class ClientResolver:
         self._judging = threading.Lock()
 
     def client(self, peer: str | None, forwarded_for: str | None) -> str:
-        """The caller by X-Forwarded-For as far as it is believed, else by the socket's peer."""
+        """Return the caller by X-Forwarded-For as far as it is believed, else by the socket's peer."""
         if not self._header_judged:
             self._judge(forwarded_for)
         forwarded = _hop(forwarded_for, self._hops) if self._hops and forwarded_for else None
         return (_address(forwarded) if forwarded else None) or _address(peer or "") or UNKNOWN_CLIENT
 
     def _judge(self, forwarded_for: str | None) -> None:
-        """Once, by the first request: do the proxies send the header, and does the server let it through?"""
+        """Report, by the first request, if the proxies do not send the header or the server does not let it through."""
         with self._judging:
             if self._header_judged:
                 return
@@ -327,17 +330,14 @@ class ClientResolver:
 
 
 def _hop(forwarded_for: str, hops: int) -> str | None:
-    """The entry `hops` from the right; None if the request came by fewer proxies than that."""
+    """Return the entry `hops` from the right; None if the request came by fewer proxies than that."""
     entries = forwarded_for.rsplit(",", hops)
     return entries[-hops].strip() if len(entries) >= hops else None
 
 
 def _address(text: str) -> str | None:
-    """What a client is called, or None for what is no address: an IPv6 by its /64, of which one household owns all."""
+    """Return a client's name, or None for what is no address. One household owns a whole IPv6 /64."""
     return _known_address(text) if 0 < len(text) <= _LONGEST_ADDRESS else None
-
-
-_LONGEST_ADDRESS: Final = 80
 
 
 @lru_cache(maxsize=4096)
@@ -354,7 +354,7 @@ def _known_address(text: str) -> str | None:
 
 
 def _without_port(text: str) -> str:
-    """The address in `1.2.3.4:80`, `[2001:db8::1]:80`, `"[2001:db8::1]"` or `fe80::1%eth0`."""
+    """Return the address in `1.2.3.4:80`, `[2001:db8::1]:80`, `"[2001:db8::1]"` or `fe80::1%eth0`."""
     text = text.strip().strip('"')
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -364,7 +364,7 @@ def _without_port(text: str) -> str:
 
 
 def challenge(path: str) -> str:
-    """How a 401 at `path` asks for the key (RFC 9110, section 11.6.1).
+    """Return how a 401 at `path` asks for the key (RFC 9110, section 11.6.1).
 
     The page and its files ask by Basic, for which browsers have a dialog. The API asks by Bearer, so that no figures
     which a page fetches on its own open one.

@@ -50,7 +50,7 @@ class BurstDetector:
         self._failures: OrderedDict[tuple[str, int], _Failures] = OrderedDict()
 
     def observe(self, client: str, status: int) -> Finding | None:
-        """Count one answer. A finding when it completes a burst; one that goes on is told once a window."""
+        """Count one answer; return a finding when it completes a burst. One that goes on is found once a window."""
         burst = _BURSTS.get(status)
         if burst is None:
             return None

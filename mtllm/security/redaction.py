@@ -1,4 +1,4 @@
-"""What may be shown of a text from outside: without secrets, of bounded length, as a JSON string."""
+"""Texts from outside made safe to show: without secrets, of bounded length, as JSON strings."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _SIGNS: Final = (
 
 
 def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
-    """`text` with everything masked that looks like a key, token, cookie or password, and each of `secrets`.
+    """Return `text` with everything masked that looks like a key, token, cookie or password, and each of `secrets`.
 
     In prose, URLs, headers and JSON, percent-encoded (up to three times) or not. Names stay (`password=[redacted]`),
     values go. Linear in the length of `text`; masking what is masked changes nothing.
@@ -73,7 +73,7 @@ def _around_secrets(text: str, lowered: str) -> Iterator[str]:
 
 
 def _is_prose(word: str) -> bool:
-    """`basic english` is prose; the base64 of credentials has capitals, digits or padding."""
+    """Return whether `word` is prose (`basic english`): the base64 of credentials has capitals, digits or padding."""
     word = word.rstrip(".:")
     return word.isalpha() and word.islower()
 
@@ -85,8 +85,8 @@ class Redactor:
         self._secrets = _spellings(secrets)
         self.margin = max([MARGIN, *map(len, self._secrets)])
 
-    def shown(self, text: str | None, limit: int, *, chars: int | None = None) -> str:
-        """A JSON string of at most `limit` bytes and `chars` characters, its end cut with a mark if need be.
+    def show(self, text: str | None, limit: int, *, chars: int | None = None) -> str:
+        """Return a JSON string of at most `limit` bytes and `chars` characters, its end cut with a mark if need be.
 
         ASCII without control characters, whatever `text` holds; `null` for None.
         """
@@ -103,7 +103,7 @@ class Redactor:
 
 
 def _spellings(secrets: tuple[str, ...]) -> tuple[str, ...]:
-    """Each secret as it is, in a URL and in JSON; the longest first, since one may hold another."""
+    """Return each secret as it is, in a URL and in JSON; the longest first, since one may hold another."""
     spelled = {form for s in secrets if len(s) >= 4 for form in (s, percent_encoded(s, safe=""), quote(s)[1:-1])}
     return tuple(sorted(spelled, key=len, reverse=True))
 

@@ -1,4 +1,4 @@
-"""What a scrape shows: the observed requests and the state of every part, as Prometheus metric families.
+"""Renders the observed requests and the state of every part as Prometheus metric families.
 
 Names follow prometheus.io/docs/practices/naming: base units, `_total` on counters. Labels are routes, tasks, statuses,
 origins, error codes and models: each from a list of ours or capped, never an address, a key or an id.
@@ -8,7 +8,7 @@ A scrape waits for nothing: it takes the parts' own snapshots, and reads the led
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -16,13 +16,25 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mtllm.domain.errors import LedgerUnavailable, RateLimited
+from mtllm.domain.errors import ApiError, LedgerUnavailable, RateLimited
 from mtllm.domain.money import dollars
-from mtllm.http.lifecycle import Lifecycle
 from mtllm.ledger.ledger import SERVICE_SCOPE
 from mtllm.resilience.breaker import State
-from mtllm.stats.metrics import BUCKETS, Histogram, Metrics, Observed
-from mtllm.wiring import Service
+from mtllm.stats.metrics import BUCKETS, Histogram, Observed
+from mtllm.stats.sources import MetricsSources
+from mtllm.tasks import Task
+
+
+def _codes(kind: type[ApiError]) -> Iterator[str]:
+    for each in kind.__subclasses__():
+        yield from _codes(each)
+        if getattr(each, "status", 0) >= 500 and hasattr(each, "code"):
+            yield each.code
+
+
+FAILURES = tuple(sorted(_codes(ApiError)))
+"""The codes of failures that are not the caller's: every task shows them from the start, since a rate does not see the
+step from nothing to 1."""
 
 _BOUNDS = (*map(str, BUCKETS), "+Inf")
 BREAKER_STATES = get_args(State)
@@ -31,13 +43,13 @@ BREAKER_STATES = get_args(State)
 class Exposition:
     """Renders the page, with a registry of its own, so that nothing else of the process shows up in it."""
 
-    def __init__(self, observed: Metrics, service: Service, lifecycle: Lifecycle) -> None:
+    def __init__(self, sources: MetricsSources) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(ServiceCollector(observed, service, lifecycle))
+        self._registry.register(ServiceCollector(sources))
         ProcessCollector(registry=self._registry)
 
     def __call__(self, accept: str) -> tuple[bytes, str]:
-        """The page and its content type: OpenMetrics where `accept` asks for it, else Prometheus text."""
+        """Return the page and its content type: OpenMetrics where `accept` asks for it, else Prometheus text."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 
@@ -45,19 +57,18 @@ class Exposition:
 class ServiceCollector(Collector):
     """One service's families, made anew at every scrape."""
 
-    def __init__(self, observed: Metrics, service: Service, lifecycle: Lifecycle) -> None:
-        self._observed = observed
-        self._service = service
-        self._lifecycle = lifecycle
+    def __init__(self, sources: MetricsSources) -> None:
+        self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
-        """Every family, in the order of the page."""
-        observed = self._observed.snapshot()
-        yield from _requests(observed)
+        """Yield every family, in the order of the page."""
+        observed = self._sources.observed.snapshot()
+        yield from _requests(observed, self._sources.tasks)
         yield from _money(observed)
-        yield _counter("spend_usd", "Dollars spent, as in X-Cost-Overall", dollars(self._service.spend.total()))
-        yield _gauge("requests_in_flight", "Requests not yet closed, streams included", self._lifecycle.in_flight)
-        yield _gauge("draining", "1 while the process is shutting down", self._lifecycle.draining)
+        yield _counter("spend_usd", "Dollars spent, as in X-Cost-Overall", dollars(self._sources.spend.total()))
+        lifecycle = self._sources.lifecycle
+        yield _gauge("requests_in_flight", "Requests not yet closed, streams included", lifecycle.in_flight)
+        yield _gauge("draining", "1 while the process is shutting down", lifecycle.draining)
         yield from self._cache()
         yield from self._limiter(observed)
         yield from self._breaker()
@@ -67,7 +78,7 @@ class ServiceCollector(Collector):
         yield from self._log()
 
     def _cache(self) -> Iterator[Metric]:
-        stats = self._service.cache.get_stats()
+        stats = self._sources.cache.get_stats()
         yield _gauge("cache_entries", "Answers kept", stats["size"])
         yield _gauge("cache_max_entries", "Answers kept at most", stats["max_size"])
         yield _gauge("cache_bytes", "Memory that the kept answers take", stats["bytes"])
@@ -78,7 +89,7 @@ class ServiceCollector(Collector):
         yield _counter("cache_expirations", "Answers that were found past their time", stats["expirations"])
 
     def _limiter(self, observed: Observed) -> Iterator[Metric]:
-        stats = self._service.rate_limit_cache.get_stats()
+        stats = self._sources.limiter_table.get_stats()
         rejected = sum(figures.codes[RateLimited.code] for figures in observed.routes.values())
         yield _gauge("limiter_clients", "Clients in the table", stats["size"])
         yield _gauge("limiter_max_clients", "Clients that the table holds at most", stats["max_size"])
@@ -87,7 +98,7 @@ class ServiceCollector(Collector):
         yield _counter("limiter_rejections", "Requests answered with 429", rejected)
 
     def _redis(self) -> Iterator[Metric]:
-        redis = self._service.redis
+        redis = self._sources.redis
         if redis is not None:
             health = redis.health()
             yield _gauge("redis_up", "1 while Redis answers in time", health.up)
@@ -95,7 +106,7 @@ class ServiceCollector(Collector):
             yield _counter("redis_refused", "Questions not asked, because Redis was away", health.refused)
 
     def _breaker(self) -> Iterator[Metric]:
-        breaker = self._service.breaker.snapshot()
+        breaker = self._sources.breaker.snapshot()
         states = GaugeMetricFamily("mtllm_breaker_state", "1 for the state that holds", labels=["state"])
         for state in BREAKER_STATES:
             states.add_metric([state], state == breaker.state)
@@ -104,16 +115,16 @@ class ServiceCollector(Collector):
         yield _counter("breaker_opened", "How often it opened", breaker.times_opened)
 
     def _admission(self) -> Iterator[Metric]:
-        if not self._service.is_open:
-            return
-        state = self._service.admission.state()
-        yield _gauge("admission_places", "Requests that may wait for Gemini at once", state.places)
-        yield _gauge("admission_in_use", "Requests that wait for Gemini", state.in_use)
-        yield _counter("admission_shed", "Requests refused because no place was free", state.shed)
+        state = self._sources.admission.state()
+        yield _gauge("admission_places", "Calls to Gemini that may run at once", state.slots)
+        yield _gauge("admission_in_use", "Calls to Gemini under way", state.in_use)
+        yield _gauge("admission_queued", "Requests that wait for a slot", state.queued)
+        yield _counter("admission_waited", "Requests that got a slot after a wait", state.waited)
+        yield _counter("admission_shed", "Requests refused because no slot came free in time", state.shed)
         yield _counter("admission_abandoned", "Calls given up while Gemini was still at them", state.abandoned)
 
     def _ledger(self) -> Iterator[Metric]:
-        health = self._service.ledger.health()
+        health = self._sources.ledger.health()
         yield _gauge("ledger_writable", "1 while the ledger can be written", health.writable)
         yield _gauge("ledger_lag_seconds", "How long the oldest hit has been waiting for the disk", health.lag_seconds)
         yield _gauge("ledger_queued_hits", "Hits that wait for the disk", health.queued_hits)
@@ -127,7 +138,7 @@ class ServiceCollector(Collector):
 
     def _totals(self) -> Iterator[Metric]:
         """Gauges, since they belong to the ledger: processes that share one all show the same, so don't add them up."""
-        totals = self._service.ledger.totals()
+        totals = self._sources.ledger.totals()
         yield _gauge("ledger_cost_usd", "Dollars paid, all time", dollars(totals.cost))
         yield _gauge("ledger_saved_usd", "Dollars that cached answers did not cost, all time", dollars(totals.saved))
         yield _gauge("ledger_requests", "Answers given, all time, cached ones included", totals.requests)
@@ -139,23 +150,23 @@ class ServiceCollector(Collector):
         yield tokens
 
     def _budget(self) -> Iterator[Metric]:
-        limit = self._service.settings.daily_budget_usd
+        limit = self._sources.daily_budget
         if limit is None:
             return
-        state = self._service.ledger.budget_state(SERVICE_SCOPE, self._service.clock())
+        state = self._sources.ledger.budget_state(SERVICE_SCOPE, self._sources.clock())
         yield _gauge("budget_limit_usd", "Most that all requests of a UTC day may cost", limit)
         yield _gauge("budget_spent_usd", "Dollars paid today (UTC)", dollars(state.spent))
         yield _gauge("budget_reserved_usd", "Dollars reserved today for calls not settled", dollars(state.reserved))
 
     def _log(self) -> Iterator[Metric]:
-        health = self._service.logger.health()
+        health = self._sources.logger.health()
         yield _gauge("log_writable", "1 while the log files can be written", health.writable)
         yield _gauge("log_queued_events", "Events that wait for the disk", health.queued)
         yield _counter("log_dropped_events", "Events that found the queue full", health.dropped)
         yield _counter("log_failed_writes", "Lines that a file did not take", health.failed_writes)
 
 
-def _requests(observed: Observed) -> Iterator[Metric]:
+def _requests(observed: Observed, tasks: Sequence[Task]) -> Iterator[Metric]:
     by = ["route", "origin"]
     requests = CounterMetricFamily("mtllm_requests", "Finished requests", labels=["route", "status", "origin"])
     errors = CounterMetricFamily("mtllm_errors", "Requests that ended in an error", labels=["route", "code"])
@@ -163,8 +174,8 @@ def _requests(observed: Observed) -> Iterator[Metric]:
     duration = HistogramMetricFamily("mtllm_request_duration_seconds", "From first byte in to last byte out", labels=by)
     own = HistogramMetricFamily("mtllm_own_duration_seconds", "The same without Gemini and queue", labels=by)
     upstream = HistogramMetricFamily("mtllm_upstream_duration_seconds", "At Gemini, retries included", labels=by)
-    codes: dict[tuple[str, str], int] = {}
-    calls: dict[str, int] = {}
+    codes = {(task.path, code): 0 for task in tasks for code in FAILURES}
+    calls = {task.path: 0 for task in tasks}
     for (route, origin), figures in sorted(observed.routes.items(), key=lambda item: (item[0][0], item[0][1].value)):
         for status, count in sorted(figures.statuses.items()):
             requests.add_metric([route, str(status), origin.value], count)
@@ -196,10 +207,10 @@ def _money(observed: Observed) -> Iterator[Metric]:
     cost = CounterMetricFamily("mtllm_cost_usd", "Dollars that finished requests cost", labels=by)
     saved = CounterMetricFamily("mtllm_saved_usd", "Dollars that cached answers did not cost", labels=by[:2])
     for (task, model), money in sorted(observed.money.items()):
-        tokens.add_metric([task, model, "input"], money.input_tokens)
-        tokens.add_metric([task, model, "output"], money.output_tokens)
-        cost.add_metric([task, model, "input"], dollars(money.input_cost))
-        cost.add_metric([task, model, "output"], dollars(money.output_cost))
+        tokens.add_metric([task, model, "input"], money.paid.usage.input)
+        tokens.add_metric([task, model, "output"], money.paid.usage.output)
+        cost.add_metric([task, model, "input"], dollars(money.paid.cost.input))
+        cost.add_metric([task, model, "output"], dollars(money.paid.cost.output))
         saved.add_metric([task, model], dollars(money.saved))
     yield from (tokens, cost, saved)
 

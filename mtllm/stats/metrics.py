@@ -1,7 +1,7 @@
-"""Prometheus metrics: what finished requests add up to, and the page at /metrics.
+"""Adds up finished requests since the start, for /metrics and /stats.
 
 A request costs one `observe`: a few additions to plain numbers under one lock. Everything else (prometheus-client, the
-figures of the other parts, the text) belongs to the scrape; see `web.metric_families`.
+figures of the other parts, the text) belongs to the scrape; see `metric_families`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 
-from flask import Flask, Response, request
 from werkzeug.routing import Map
 
 from mtllm.domain.completion import Origin
-from mtllm.http.lifecycle import Lifecycle
-from mtllm.logs.writer import RequestEvent
-from mtllm.wiring import Service
+from mtllm.domain.events import RequestEvent
+from mtllm.domain.money import NO_AMOUNT, Amount
+from mtllm.stats.recent import is_noise
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Upper bounds in seconds: a hit takes less than a millisecond, a stream may take STREAM_MAX_SECONDS."""
@@ -35,7 +33,7 @@ MODELS_NAMED = 20
 
 @dataclass(slots=True)
 class Histogram:
-    """How many values fell into each bucket (the last one has no upper bound), and their sum."""
+    """Counts the values of each bucket (the last one has no upper bound), and adds them up."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
     total: float = 0.0
@@ -46,27 +44,31 @@ class Histogram:
         self.total += value
 
     def copy(self) -> Histogram:
-        """The same at this moment."""
+        """Return the same at this moment."""
         return Histogram(self.counts.copy(), self.total)
 
 
 @dataclass(slots=True)
 class RouteFigures:
-    """Requests of one route whose answers came from one origin. Times in seconds; `own` and `upstream` of completions
-    only."""
+    """Requests of one route whose answers came from one origin.
+
+    Times in seconds; `own` and `upstream` of completions only. `noise`: those of `codes` that /stats leaves out.
+    """
 
     statuses: Counter[int] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
+    noise: Counter[str] = field(default_factory=Counter)
     attempts: int = 0
     duration: Histogram = field(default_factory=Histogram)
     own: Histogram = field(default_factory=Histogram)
     upstream: Histogram = field(default_factory=Histogram)
 
     def copy(self) -> RouteFigures:
-        """The same at this moment."""
+        """Return the same at this moment."""
         return RouteFigures(
             self.statuses.copy(),
             self.codes.copy(),
+            self.noise.copy(),
             self.attempts,
             self.duration.copy(),
             self.own.copy(),
@@ -75,18 +77,15 @@ class RouteFigures:
 
 
 @dataclass(slots=True)
-class Money:
-    """What one task spent and saved with one model: tokens of paid calls, and nano-dollars."""
+class PaidAndSaved:
+    """What one task spent and saved with one model: tokens and costs of paid calls, nano-dollars saved."""
 
-    input_tokens: int = 0
-    output_tokens: int = 0
-    input_cost: int = 0
-    output_cost: int = 0
+    paid: Amount = NO_AMOUNT
     saved: int = 0
 
-    def copy(self) -> Money:
-        """The same at this moment."""
-        return Money(self.input_tokens, self.output_tokens, self.input_cost, self.output_cost, self.saved)
+    def copy(self) -> PaidAndSaved:
+        """Return the same at this moment."""
+        return PaidAndSaved(self.paid, self.saved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,11 @@ class Observed:
     """What was observed so far, by route and origin, and by task and model."""
 
     routes: dict[tuple[str, Origin], RouteFigures]
-    money: dict[tuple[str, str], Money]
+    money: dict[tuple[str, str], PaidAndSaved]
+
+    def errors(self, code: str) -> int:
+        """Return how many requests ended in `code`, noise left out."""
+        return sum(figures.codes[code] - figures.noise[code] for figures in self.routes.values())
 
 
 class Metrics:
@@ -104,17 +107,17 @@ class Metrics:
         self._url_map = url_map
         self._lock = threading.Lock()
         self._figures: defaultdict[tuple[str, str], RouteFigures] = defaultdict(RouteFigures)
-        self._money: defaultdict[tuple[str, str], Money] = defaultdict(Money)
+        self._money: defaultdict[tuple[str, str], PaidAndSaved] = defaultdict(PaidAndSaved)
         self._models: set[str] = set()
 
     @cached_property
     def _routes(self) -> frozenset[str]:
-        """Paths that may be labels. Made at the first request, when every part has its routes."""
+        """Return the paths that may be labels; made at the first request, when every route is there."""
         return frozenset(rule.rule for rule in self._url_map.iter_rules() if not rule.arguments)
 
-    def observe(self, event: RequestEvent, origin: Origin | None) -> None:
-        """Add one finished request. `origin`: where its answer came from; None if it came to no completion."""
-        origin = origin or Origin.NONE
+    def observe(self, event: RequestEvent) -> None:
+        """Add one finished request."""
+        origin = event.origin
         route = event.path if event.path in self._routes else OTHER
         duration = event.duration
         elsewhere = event.queue_seconds + event.upstream_seconds
@@ -124,25 +127,26 @@ class Metrics:
             figures.duration.add(duration)
             if event.code is not None:
                 figures.codes[event.code] += 1
+                if is_noise(event):
+                    figures.noise[event.code] += 1
             if origin is not Origin.NONE:
                 figures.own.add(duration - elsewhere if duration > elsewhere else 0.0)
                 if event.attempts:
                     figures.attempts += event.attempts
                     figures.upstream.add(event.upstream_seconds)
-                self._book(event, origin)
+                self._book(event)
 
-    def _book(self, event: RequestEvent, origin: Origin) -> None:
+    def _book(self, event: RequestEvent) -> None:
         model = event.model
         if model is None or model not in self._models:
             model = self._new_model(model)
-        money = self._money[event.task or OTHER, model]
-        if origin is Origin.PAID:
-            money.input_tokens += event.input_tokens
-            money.output_tokens += event.output_tokens
+        sums = self._money[event.task or OTHER, model]
+        if event.origin is Origin.PAID:
+            sums.paid += event.amount
         else:
-            money.saved += event.saved
-        money.input_cost += event.input_cost  # a stale answer may come with what the failed attempts cost
-        money.output_cost += event.output_cost
+            sums.saved += event.saved
+            if event.attempts:  # a stale answer comes with what the failed attempts cost
+                sums.paid += Amount(cost=event.amount.cost)
 
     def _new_model(self, model: str | None) -> str:
         if model is None:
@@ -153,29 +157,9 @@ class Metrics:
         return model
 
     def snapshot(self) -> Observed:
-        """The sums of one moment."""
+        """Return the sums of one moment."""
         with self._lock:
             return Observed(
                 {(route, Origin(came)): figures.copy() for (route, came), figures in self._figures.items()},
                 {key: money.copy() for key, money in self._money.items()},
             )
-
-
-def register(app: Flask, service: Service, lifecycle: Lifecycle) -> Metrics:
-    """Add the page to `app`; what it returns wants to observe every finished request."""
-    observed = Metrics(app.url_map)
-
-    @lru_cache(maxsize=1)
-    def exposition() -> Callable[[str], tuple[bytes, str]]:
-        from mtllm.stats.metric_families import (
-            Exposition,  # loads prometheus-client, which takes 40 ms: at the first scrape
-        )
-
-        return Exposition(observed, service, lifecycle)
-
-    def metrics() -> Response:
-        body, content_type = exposition()(request.headers.get("Accept", ""))
-        return Response(body, content_type=content_type)
-
-    app.add_url_rule("/metrics", "metrics", metrics)
-    return observed

@@ -1,4 +1,4 @@
-"""What happened lately: how long the latest answers took, and the latest errors. For /stats and the dashboard.
+"""Keeps how long the latest answers took, and the latest errors, for /stats and the dashboard.
 
 Kept as they are, not in buckets: percentiles of the last thousand answers are exact and forget what is long over.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 
 from mtllm.domain.completion import Origin
-from mtllm.logs.writer import RequestEvent
+from mtllm.domain.events import RequestEvent
 
 TIMES_KEPT = 1000
 ERRORS_KEPT = 5
@@ -23,8 +23,8 @@ _HIT, _STALE, _NONE = Origin.HIT, Origin.STALE, Origin.NONE
 
 
 @dataclass(frozen=True, slots=True)
-class Percentiles:
-    """Of `samples` durations, in seconds: the value that so many percent do not exceed (nearest rank). 0 of none."""
+class DurationPercentiles:
+    """Percentiles of `samples` durations by nearest rank, in seconds; 0 where there are none."""
 
     samples: int
     p50: float
@@ -44,23 +44,16 @@ class ErrorSeen:
     request_id: str
 
 
-@dataclass(slots=True)
-class ErrorsOfCode:
-    """How often a code was the end since the start, and its latest cases, the last one last."""
-
-    code: str
-    count: int = 0
-    latest: deque[ErrorSeen] = field(default_factory=lambda: deque(maxlen=ERRORS_KEPT))
-
-
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """Whole durations of answers from the cache (`hit`) and of requests that waited for Gemini (`miss`), and the share
-    of both that is this service's own (`own`: without Gemini and without queueing)."""
+    """Whole durations of answers from the cache (`hit`) and of requests that waited for Gemini (`miss`).
 
-    hit: Percentiles
-    miss: Percentiles
-    own: Percentiles
+    `own` is the share of both that is this service's own, without Gemini and without queueing.
+    """
+
+    hit: DurationPercentiles
+    miss: DurationPercentiles
+    own: DurationPercentiles
 
 
 class Recent:
@@ -70,46 +63,48 @@ class Recent:
         self._hits: deque[float] = deque(maxlen=TIMES_KEPT)
         self._misses: deque[float] = deque(maxlen=TIMES_KEPT)
         self._own: deque[float] = deque(maxlen=TIMES_KEPT)
-        self._errors: dict[str, ErrorsOfCode] = {}
+        self._errors: dict[str, deque[ErrorSeen]] = {}
         self._lock = threading.Lock()
 
-    def observe(self, event: RequestEvent, origin: Origin | None) -> None:
-        """Take note of a finished request. `origin`: where its answer came from; None if it came to no completion."""
-        if origin is not None and origin is not _NONE:
+    def observe(self, event: RequestEvent) -> None:
+        """Take note of a finished request."""
+        origin = event.origin
+        if origin is not _NONE:
             duration = event.duration
             (self._hits if origin is _HIT or origin is _STALE else self._misses).append(duration)
             own = duration - event.queue_seconds - event.upstream_seconds
             self._own.append(own if own > 0.0 else 0.0)
-        if event.code is not None and not _is_noise(event):
+        if event.code is not None and not is_noise(event):
             self._note_error(event.code, event)
 
     def _note_error(self, code: str, event: RequestEvent) -> None:
         seen = ErrorSeen(event.timestamp, event.status, event.method, event.path, event.request_id)
         with self._lock:
-            errors = self._errors.setdefault(code, ErrorsOfCode(code))
-            errors.count += 1
-            errors.latest.append(seen)
+            self._errors.setdefault(code, deque(maxlen=ERRORS_KEPT)).append(seen)
 
     def latencies(self) -> Latencies:
-        """Of the last TIMES_KEPT requests of each kind."""
+        """Return the percentiles of the last TIMES_KEPT requests of each kind."""
         return Latencies(_percentiles(self._hits), _percentiles(self._misses), _percentiles(self._own))
 
-    def errors(self) -> list[ErrorsOfCode]:
-        """Every error but noise, by code, the latest first."""
+    def errors(self) -> dict[str, tuple[ErrorSeen, ...]]:
+        """Return the latest errors but noise, by code, the last one last; the code seen last comes first."""
         with self._lock:
-            copies = [ErrorsOfCode(e.code, e.count, e.latest.copy()) for e in self._errors.values()]
-        return sorted(copies, key=lambda errors: errors.latest[-1].timestamp, reverse=True)
+            copies = [(code, tuple(latest)) for code, latest in self._errors.items()]
+        return dict(sorted(copies, key=lambda each: each[1][-1].timestamp, reverse=True))
 
 
-def _is_noise(event: RequestEvent) -> bool:
-    """A path that is not there, as any open port is asked for; a browser that is asked for the key of the dashboard."""
+def is_noise(event: RequestEvent) -> bool:
+    """Return whether an error is nobody's trouble.
+
+    That is a path that is not there, as any open port is asked for, or a browser that is asked for the dashboard's key.
+    """
     return event.status == 404 or (event.status == 401 and event.path.startswith("/dashboard"))
 
 
-def _percentiles(durations: deque[float]) -> Percentiles:
+def _percentiles(durations: deque[float]) -> DurationPercentiles:
     ordered = sorted(durations.copy())
     p50, p95, p99, longest = _at_ranks(ordered, (0.5, 0.95, 0.99, 1.0))
-    return Percentiles(len(ordered), p50, p95, p99, longest)
+    return DurationPercentiles(len(ordered), p50, p95, p99, longest)
 
 
 def _at_ranks(ordered: list[float], shares: Iterable[float]) -> list[float]:

@@ -1,7 +1,9 @@
-"""What the bodies and headers of responses hold, in words and types; the OpenAPI document is made of it.
+"""The bodies and headers of responses, in words and types; the OpenAPI document is made of them.
 
-These models describe; they do not render. Tests hold every body that the service sends against them, key by key, so
-that neither side gets ahead of the other.
+The models of figures also render them: /stats and /api/v1/usage send what these models hold. Answers of tasks, errors
+and stream events are rendered where they arise, and tests hold them against the models here, key by key.
+
+Loading this module takes a while, so only those who need a model import it, at their first request.
 """
 
 from __future__ import annotations
@@ -9,18 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import ConfigDict, Field, create_model
 
 from mtllm.domain.completion import FinishReason, Origin
 from mtllm.ledger.ledger import GroupBy
 from mtllm.resilience.breaker import State
+from mtllm.stats.body import ResponseBody
 from mtllm.tasks import Task
 
 _SIX_DECIMALS = r"^[0-9]+\.[0-9]{6}$"
 
 
-class Body(BaseModel):
-    """What all bodies share."""
+class DescribedBody(ResponseBody):
+    """A body whose fields are described by the strings below them."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -28,7 +31,7 @@ class Body(BaseModel):
 # Tasks ----------------------------------------------------------------------------------------------------------------
 
 
-class TokensUsed(Body):
+class TokensUsed(DescribedBody):
     """Tokens of one answer."""
 
     input_tokens: int = Field(ge=0)
@@ -39,7 +42,7 @@ class TokensUsed(Body):
     """Who counted: Gemini as a rule; tiktoken estimates when Gemini reported nothing."""
 
 
-class Answered(Body):
+class Answered(DescribedBody):
     """What every answer of a task has beside the answer itself."""
 
     model: str
@@ -53,7 +56,7 @@ class Answered(Body):
     """True where the model has no known price, so that the costs show 0; left out otherwise."""
 
 
-class StreamCost(Body):
+class StreamCost(DescribedBody):
     """What a streamed answer cost: its headers could not say."""
 
     input: str = Field(pattern=_SIX_DECIMALS)
@@ -66,13 +69,13 @@ class StreamCost(Body):
     """The exact total in billionths of a dollar."""
 
 
-class StreamDelta(Body):
+class StreamDelta(DescribedBody):
     """Data of the unnamed events: the next piece of the answer, as Gemini wrote it."""
 
     delta: str
 
 
-def task_answer(task: Task) -> type[Body]:
+def task_answer(task: Task) -> type[DescribedBody]:
     """The body of a 200 of `task`."""
     answer: Any = (str, Field(description=f"The result: {task.summary[0].lower()}{task.summary[1:]}."))
     return create_model(
@@ -83,7 +86,7 @@ def task_answer(task: Task) -> type[Body]:
     )
 
 
-def stream_end(task: Task) -> type[Body]:
+def stream_end(task: Task) -> type[DescribedBody]:
     """The data of `event: done`, with which a stream of `task` ends."""
     return create_model(
         _name(task, "StreamEnd"),
@@ -100,7 +103,7 @@ def _name(task: Task, suffix: str) -> str:
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
-class FieldProblem(Body):
+class FieldProblem(DescribedBody):
     """One bad field of a request."""
 
     field: str
@@ -108,7 +111,7 @@ class FieldProblem(Body):
     message: str
 
 
-class Error(Body):
+class Error(DescribedBody):
     """Body of every error."""
 
     error: str
@@ -121,42 +124,17 @@ class Error(Body):
     """The bad fields of an `invalid_request`; left out otherwise."""
 
 
-# Health and figures ---------------------------------------------------------------------------------------------------
+# Figures --------------------------------------------------------------------------------------------------------------
 
 
-class Health(Body):
-    """The process answers. Never asks Gemini."""
-
-    status: Literal["healthy"]
-    timestamp: float
-    """Epoch seconds."""
-
-
-class Check(Body):
-    """One thing that readiness looks at."""
-
-    status: Literal["ok", "degraded", "fail"]
-    reason: str = ""
-    """Why it is not ok; left out where it is."""
-
-
-class Readiness(Body):
-    """Whether this instance should get requests."""
-
-    status: Literal["ready", "degraded", "unavailable"]
-    """The worst of the checks: `degraded` still serves, `unavailable` comes with 503."""
-    checks: dict[str, Check]
-    """By name: service, ledger, logs, disk, draining, breaker, and more where more is configured."""
-
-
-class TokenSums(Body):
+class TokenSums(DescribedBody):
     """Tokens of paid calls."""
 
     input: int = Field(ge=0)
     output: int = Field(ge=0)
 
 
-class CacheFigures(Body):
+class CacheFigures(DescribedBody):
     """The response cache of this process."""
 
     size: int = Field(ge=0)
@@ -181,7 +159,7 @@ class CacheFigures(Body):
     """The same as hit_ratio."""
 
 
-class WindowFigures(Body):
+class WindowFigures(DescribedBody):
     """What the ledger has of the last hours, in whole minutes, at most one too many."""
 
     period_hours: int
@@ -196,7 +174,7 @@ class WindowFigures(Body):
     total_tokens: TokenSums
 
 
-class Windows(Body):
+class Windows(DescribedBody):
     """Usage in three windows that end now."""
 
     last_hour: WindowFigures
@@ -204,7 +182,7 @@ class Windows(Body):
     last_30_days: WindowFigures
 
 
-class LimitFigures(Body):
+class LimitFigures(DescribedBody):
     """One window."""
 
     requests: int = Field(ge=1)
@@ -212,7 +190,7 @@ class LimitFigures(Body):
     seconds: int = Field(ge=1)
 
 
-class LimiterFigures(Body):
+class LimiterFigures(DescribedBody):
     """The table of rate-limited clients of this process."""
 
     cache_size: int = Field(ge=0)
@@ -227,7 +205,7 @@ class LimiterFigures(Body):
     """Requests answered with 429 since the start."""
 
 
-class AllTimeFigures(Body):
+class AllTimeFigures(DescribedBody):
     """Sums that survive restarts, from the ledger, over all its processes."""
 
     total_requests_all_time: int = Field(ge=0)
@@ -245,7 +223,7 @@ class AllTimeFigures(Body):
     """Dollars paid since this process started, as in X-Cost-Overall."""
 
 
-class TaskFigures(Body):
+class TaskFigures(DescribedBody):
     """Finished requests of one task since the start."""
 
     paid: int = Field(ge=0)
@@ -260,7 +238,7 @@ class TaskFigures(Body):
     """By code."""
 
 
-class Percentiles(Body):
+class Percentiles(DescribedBody):
     """Of the last 1000 requests at most, in milliseconds."""
 
     samples: int = Field(ge=0)
@@ -270,7 +248,7 @@ class Percentiles(Body):
     max_ms: float = Field(ge=0)
 
 
-class LatencyFigures(Body):
+class LatencyFigures(DescribedBody):
     """How long requests took."""
 
     hit: Percentiles
@@ -281,7 +259,7 @@ class LatencyFigures(Body):
     """Our own share: without Gemini and queue."""
 
 
-class EstimateFigures(Body):
+class EstimateFigures(DescribedBody):
     """tiktoken's counts beside Gemini's."""
 
     samples: int = Field(ge=0)
@@ -294,7 +272,7 @@ class EstimateFigures(Body):
     """Calls not compared, for lack of time."""
 
 
-class BudgetFigures(Body):
+class BudgetFigures(DescribedBody):
     """The service's budget of this UTC day, in dollars."""
 
     limit: float = Field(ge=0)
@@ -304,7 +282,7 @@ class BudgetFigures(Body):
     """Upper bounds of calls that are not settled, or of which Gemini may bill more than is known."""
 
 
-class BreakerFigures(Body):
+class BreakerFigures(DescribedBody):
     """The circuit breaker before Gemini."""
 
     state: State
@@ -315,18 +293,23 @@ class BreakerFigures(Body):
     """Since the start."""
 
 
-class AdmissionFigures(Body):
-    """Places for requests that wait for Gemini."""
+class AdmissionFigures(DescribedBody):
+    """Slots for calls to Gemini, and the line of requests that wait for one."""
 
     in_use: int = Field(ge=0)
     places: int = Field(ge=1)
+    """Slots in all."""
+    queued: int = Field(ge=0)
+    """Requests that wait in line now."""
+    waited: int = Field(ge=0)
+    """Requests that got a slot after a wait, since the start."""
     shed: int = Field(ge=0)
-    """Requests refused since the start because no place was free."""
+    """Requests refused since the start because no slot came free in time."""
     abandoned: int = Field(ge=0)
     """Calls given up since the start while Gemini was still at them: at the deadline, or with their stream's client."""
 
 
-class SeenError(Body):
+class SeenError(DescribedBody):
     """One request that failed."""
 
     timestamp: str = Field(json_schema_extra={"format": "date-time"})
@@ -336,7 +319,7 @@ class SeenError(Body):
     request_id: str
 
 
-class ErrorFigures(Body):
+class ErrorFigures(DescribedBody):
     """Requests that failed with one code; 404s are not kept."""
 
     code: str
@@ -346,7 +329,7 @@ class ErrorFigures(Body):
     """The last 5 at most, the latest first."""
 
 
-class CallerFigures(Body):
+class CallerFigures(DescribedBody):
     """Who asks."""
 
     key: str | None
@@ -355,7 +338,7 @@ class CallerFigures(Body):
     """It is the admin key."""
 
 
-class ServiceFigures(Body):
+class ServiceFigures(DescribedBody):
     """What runs."""
 
     model: str
@@ -368,7 +351,7 @@ class ServiceFigures(Body):
     """It is shutting down."""
 
 
-class RedisFigures(Body):
+class RedisFigures(DescribedBody):
     """How the link to Redis stands."""
 
     up: bool
@@ -379,7 +362,7 @@ class RedisFigures(Body):
     """Questions that were not asked because it was away."""
 
 
-class Statistics(Body):
+class Statistics(DescribedBody):
     """The figures of the service."""
 
     cache_stats: CacheFigures
@@ -402,7 +385,7 @@ class Statistics(Body):
     """With REDIS_URL only."""
 
 
-class UsageOfGroup(Body):
+class UsageOfGroup(DescribedBody):
     """Sums of one group."""
 
     key: str
@@ -421,22 +404,15 @@ class UsageOfGroup(Body):
     """Dollars that the cached answers would have cost."""
 
 
-class UsageReport(Body):
+class UsageReport(DescribedBody):
     """Usage of a time by group. Groups without any usage are left out."""
 
-    from_: str = Field(alias="from", json_schema_extra={"format": "date-time"})
+    from_: str = Field(validation_alias="from", serialization_alias="from", json_schema_extra={"format": "date-time"})
     """The first moment counted."""
     to: str = Field(json_schema_extra={"format": "date-time"})
     """The first moment not counted any more."""
     group_by: GroupBy
     groups: list[UsageOfGroup]
-
-
-class CacheDeletion(Body):
-    """What was deleted."""
-
-    deleted: int = Field(ge=0)
-    """Answers that the cache held."""
 
 
 # Headers --------------------------------------------------------------------------------------------------------------

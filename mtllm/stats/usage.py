@@ -1,52 +1,46 @@
-"""Usage and export over HTTP: what the ledger knows, by group or row by row."""
+"""Serves the usage in the ledger: sums by group, and the export row by row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from math import floor
 from typing import Any, get_args
 
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, request
 
-from mtllm.billing.export import EXPORTERS
 from mtllm.domain.errors import MAX_FIELD_NAME_CHARS, MAX_REPORTED_FIELDS, FieldError, InvalidRequest
-from mtllm.domain.money import dollars
-from mtllm.domain.times import LATEST, parse_time, rfc3339
-from mtllm.ledger.ledger import ExportRow, GroupBy, UsageGroup
-from mtllm.wiring import Service
+from mtllm.domain.times import LATEST, parse_time
+from mtllm.ledger.ledger import GroupBy, Ledger
+from mtllm.stats.body import respond
 
 DEFAULT_PERIOD = 30 * 86_400.0
 """Seconds before `to` at which a request without `from` begins."""
 
-FORMATS: dict[str, tuple[str, Callable[[Iterable[ExportRow]], Iterator[str]]]] = {
-    "csv": ("text/csv", EXPORTERS["csv"]),
-    "jsonl": ("application/x-ndjson", EXPORTERS["jsonl"]),
-}
 
-
-def register(app: Flask, service: Service) -> None:
+def register(app: Flask, ledger: Ledger, clock: Callable[[], float]) -> None:
     """Add the routes to `app`."""
 
     def usage() -> Response:
+        from mtllm.stats.usage_report import collect_usage  # loads the models: at the first request
+
         query = Query(request.args, "group_by")
         group_by: Any = query.choice("group_by", get_args(GroupBy), "day")
-        to = query.moment("to", floor(service.clock()) + 1.0)
+        to = query.moment("to", floor(clock()) + 1.0)
         from_ = query.moment("from", max(0.0, to - DEFAULT_PERIOD))
         query.check()
-        service.ledger.flush()
-        groups = service.ledger.usage(from_, to, group_by)
-        return jsonify(
-            {"from": rfc3339(from_), "to": rfc3339(to), "group_by": group_by, "groups": list(map(_group, groups))}
-        )
+        ledger.flush()
+        return respond(collect_usage(ledger, from_, to, group_by))
 
     def export() -> Response:
+        from mtllm.stats.formats import FORMATS  # loads the writers: at the first export
+
         query = Query(request.args, "format")
         name = query.choice("format", tuple(FORMATS), "csv")
         from_, to = query.moment("from", 0.0), query.moment("to", LATEST)
         query.check()
         media_type, written = FORMATS[name]
-        service.ledger.flush()
-        response = Response(written(service.ledger.export(from_, to)), mimetype=media_type)
+        ledger.flush()
+        response = Response(written(ledger.export(from_, to)), mimetype=media_type)
         response.headers["Content-Disposition"] = f"attachment; filename=usage.{name}"
         return response
 
@@ -55,9 +49,9 @@ def register(app: Flask, service: Service) -> None:
 
 
 class Query:
-    """The parameters of a request: `from`, `to` and `other`. Problems are collected, and told at once.
+    """Reads the parameters of a request, `from`, `to` and `other`, and collects what is wrong with them.
 
-    An unknown name is one, since a misspelt `from` would bring figures of another period.
+    An unknown name is a problem too, since a misspelt `from` would bring figures of another period.
     """
 
     def __init__(self, arguments: Mapping[str, str], other: str) -> None:
@@ -70,7 +64,7 @@ class Query:
         ]
 
     def moment(self, name: str, default: float) -> float:
-        """Epoch seconds."""
+        """Return a time as epoch seconds."""
         text = self._arguments.get(name)
         if text is None:
             return default
@@ -81,25 +75,13 @@ class Query:
             return default
 
     def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
-        """One of `choices`."""
+        """Return one of `choices`."""
         choice = self._arguments.get(name, default)
         if choice not in choices:
             self._problems.append(FieldError(name, f"must be one of {', '.join(choices)}"))
         return choice
 
     def check(self) -> None:
-        """Raises InvalidRequest with all that was found."""
+        """Raise InvalidRequest with all problems, if there are any."""
         if self._problems:
             raise InvalidRequest(details=tuple(self._problems[:MAX_REPORTED_FIELDS]))
-
-
-def _group(group: UsageGroup) -> dict[str, Any]:
-    return {
-        "key": group.key,
-        "total_requests": group.requests,
-        "cached_requests": group.cached_requests,
-        "input_tokens": group.input_tokens,
-        "output_tokens": group.output_tokens,
-        "total_cost": dollars(group.cost),
-        "cost_savings_from_cache": dollars(group.saved),
-    }

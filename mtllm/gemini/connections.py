@@ -1,25 +1,17 @@
-"""What stands between the SDK and Gemini: a session whose connections work for one `BoundedCall` at a time.
+"""Connections to Gemini, each of which works for one `BoundedCall` at a time, so that a call can be ended from outside.
 
-So a call can be ended from outside. The session the SDK would make is one of requests, which looks for proxies,
-certificates, cookies, hooks and the pool anew for each request and takes as long for it as the SDK for all the rest;
-here they are found once. A bad status raises what it means before the SDK sees it, and no redirect is followed: it
-would carry the key to another host.
+Proxies and certificates are found once and not for each request. A bad status raises what it means, and no redirect is
+followed: it would carry the key to another host.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import requests
-from google.ai.generativelanguage_v1beta.services.generative_service.transports.base import DEFAULT_CLIENT_INFO
-from google.ai.generativelanguage_v1beta.services.generative_service.transports.rest import (
-    GenerativeServiceRestTransport,
-)
-from google.auth.credentials import AnonymousCredentials
 from requests.adapters import HTTPAdapter
 from requests.exceptions import InvalidSchema
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, ProxyManager
@@ -28,33 +20,27 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from urllib3.util.connection import create_connection
 
 from mtllm.domain.errors import UpstreamError
-from mtllm.gemini.bodies import elements_of, pieces_of, whole_body
 from mtllm.gemini.deadlines import BoundedCall, running
 from mtllm.gemini.failures import failure_of_status
 
 MAX_ERROR_BYTES = 65_536
 
 
-class Transport(GenerativeServiceRestTransport):
-    """The SDK's REST transport over a `Session`, which has the key."""
-
-    def __init__(self, session: Session, endpoint: str) -> None:
-        super().__init__(host=endpoint, credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
-        self._session: Any = session
-        # Again: the wrapped methods hold the session of their making.
-        self._prep_wrapped_messages(DEFAULT_CLIENT_INFO)  # type: ignore[no-untyped-call]
-
-
 class Session:
-    """Sends to one endpoint, which proxies and certificates of the environment apply to; a loopback takes no proxy.
+    """Sends requests to one endpoint.
 
-    At most `connections` are kept alive; more requests than that at once work but connect anew. Raises UpstreamError
-    when proxy or certificates cannot be used.
+    Proxies and certificates of the environment apply to it, no proxy to a loopback. At most `connections`
+    are kept alive; more requests than that at once work but connect anew. Raises UpstreamError when proxy or
+    certificates cannot be used.
     """
 
     def __init__(self, *, endpoint: str, api_key: str, connections: int) -> None:
-        self._headers = {"x-goog-api-key": api_key, "Accept-Encoding": "gzip, deflate", "Accept": "*/*"}
-        self._origin = "{0.scheme}://{0.netloc}".format(urlsplit(endpoint))
+        self._headers = {
+            "x-goog-api-key": api_key,
+            "Content-Type": "application/json",
+            "Accept-Encoding": "gzip, deflate",
+            "Accept": "*/*",
+        }
         self._adapter = _Adapter(pool_connections=4, pool_maxsize=connections)
         asked = requests.Request("POST", endpoint).prepare()
         found = requests.Session().merge_environment_settings(endpoint, {}, None, None, None)
@@ -64,24 +50,20 @@ class Session:
             self._adapter.cert_verify(self.pool, endpoint, found["verify"], None)
         except (OSError, ValueError) as problem:  # requests' own are OSErrors
             raise UpstreamError("The proxy or the certificates that the environment names cannot be used.") from problem
-        self._absolute = self._adapter.request_url(asked, proxies).startswith("http")
+        is_absolute = self._adapter.request_url(asked, proxies).startswith("http")
+        self._prefix = endpoint.rstrip("/") if is_absolute else urlsplit(endpoint).path.rstrip("/")
 
-    def post(
-        self,
-        url: str,
-        *,
-        timeout: float,
-        headers: Mapping[str, str],
-        params: Sequence[tuple[str, str]],
-        data: str,
-        stream: bool = False,  # noqa: ARG002  # the SDK says it; here every body is read as it comes
-    ) -> Response:
-        """Send as the SDK asks for it, in the words of requests. Raises UpstreamFailure for a bad status."""
+    def send(self, path: str, body: bytes, *, timeout: float, query: str = "") -> BaseHTTPResponse:
+        """POST one JSON request to a path of the endpoint and return its good response, whose body is still to come.
+
+        Raises UpstreamFailure for a bad status.
+        """
+        target = f"{self._prefix}{path}{query and '?'}{query}"
         raw = self.pool.urlopen(
             "POST",
-            f"{url if self._absolute else url.removeprefix(self._origin)}?{urlencode(params)}",
-            data.encode(),
-            {**headers, **self._headers},
+            target,
+            body,
+            self._headers,
             retries=False,
             redirect=False,
             assert_same_host=False,
@@ -91,36 +73,11 @@ class Session:
         running.call.answered = True
         if raw.status != 200:
             raise failure_of_status(raw.status, _error_body(raw), raw.headers)
-        return Response(raw)
+        return raw
 
     def close(self) -> None:
         """Let go of the connections."""
         self._adapter.close()
-
-
-class Response:
-    """An answer with a good status, in the words of requests as far as the SDK uses them."""
-
-    status_code = 200
-
-    def __init__(self, raw: BaseHTTPResponse) -> None:
-        self._raw = raw
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return self._raw.headers
-
-    @property
-    def content(self) -> bytes:
-        """The body of a plain answer; it can be read once."""
-        return whole_body(pieces_of(self._raw))
-
-    def iter_content(self, *, decode_unicode: bool) -> Iterator[str]:  # noqa: ARG002  # the SDK wants text, always
-        """The body of a stream, one element of its array at a time; requests would hand it on byte by byte."""
-        return elements_of(pieces_of(self._raw))
-
-    def close(self) -> None:
-        self._raw.close()
 
 
 def _error_body(raw: BaseHTTPResponse) -> bytes:
@@ -132,7 +89,7 @@ def _error_body(raw: BaseHTTPResponse) -> bytes:
 
 
 class _Owned:
-    """What both kinds of connection add: each socket works for the call of the thread that uses it."""
+    """Adds to both kinds of connection that each socket works for the call of the thread that uses it."""
 
     owner: BoundedCall | None = None
     wire: socket.socket | None = None
@@ -168,8 +125,7 @@ class _Owned:
         if self.sock is None:
             self.connect()
         call.claim(self, self.sock)
-        call.reused = self._requests > 0
-        call.sent = True
+        call.mark_sent(reused=self._requests > 0)
         self._requests += 1
         held: list[bytes] = []
         self._held = held
@@ -216,7 +172,7 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 class _Adapter(HTTPAdapter):
-    """Connections as above, straight or through a proxy."""
+    """Makes connections as above, straight or through a proxy."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
@@ -231,7 +187,7 @@ class _Adapter(HTTPAdapter):
 
 
 def is_loopback(endpoint: str) -> bool:
-    """Does the URL name this machine itself?"""
+    """Return whether the URL names this machine itself."""
     host = urlsplit(endpoint).hostname or ""
     try:
         return ip_address(host).is_loopback

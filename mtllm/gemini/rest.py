@@ -1,0 +1,81 @@
+"""Gemini over plain JSON: requests and answers as Google's REST reference has them, without the SDK.
+
+https://ai.google.dev/api/generate-content
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from contextlib import closing
+from typing import Any
+from urllib.parse import quote
+
+from mtllm.domain.completion import Instruction
+from mtllm.gemini.answers import Chunk, read_chunk
+from mtllm.gemini.bodies import read_document, read_documents
+from mtllm.gemini.connections import Session
+from mtllm.gemini.deadlines import BoundedCall
+
+SOCKET_GRACE_SECONDS = 1.0
+"""The socket's own time-out is later than the call's end by this; it matters only if the deadline thread is gone."""
+
+
+class Rest:
+    """Says requests and reads answers as JSON. Thread-safe."""
+
+    def __init__(self, *, api_key: str, endpoint: str, connections: int) -> None:
+        self.session = Session(endpoint=endpoint, api_key=api_key, connections=connections)
+
+    def generate(self, model: str, instruction: Instruction, call: BoundedCall) -> Chunk:
+        """Ask for a whole answer. Raises UpstreamFailure, or what urllib3 and the reading of JSON raise."""
+        with closing(
+            self.session.send(_path(model, "generateContent"), _body(instruction), timeout=_grace(call))
+        ) as raw:
+            _, document = read_document(raw)
+        return read_chunk(document)
+
+    def stream(self, model: str, instruction: Instruction, call: BoundedCall) -> Generator[Chunk]:
+        """Ask with the first `next`, and yield the chunks of the answer. Closing the generator ends the response.
+
+        Raises like `generate`.
+        """
+        path = _path(model, "streamGenerateContent")
+        response = self.session.send(path, _body(instruction), timeout=_grace(call), query="alt=sse")
+        with closing(response):
+            for _, document in read_documents(response):
+                yield read_chunk(document)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self.session.close()
+
+
+def generation_config(instruction: Instruction) -> dict[str, Any]:
+    """Return Google's generationConfig for an instruction, in JSON's spelling."""
+    config: dict[str, Any] = {"maxOutputTokens": instruction.max_output_tokens, "candidateCount": 1}
+    if instruction.temperature is not None:
+        config["temperature"] = instruction.temperature
+    if instruction.labels:
+        config["responseMimeType"] = "text/x.enum"
+        config["responseSchema"] = {"type": "STRING", "enum": list(instruction.labels)}
+    return config
+
+
+def _body(instruction: Instruction) -> bytes:
+    asked: dict[str, Any] = {
+        "contents": [{"role": "user", "parts": [{"text": instruction.prompt}]}],
+        "generationConfig": generation_config(instruction),
+    }
+    if instruction.system:
+        asked["systemInstruction"] = {"parts": [{"text": instruction.system}]}
+    return json.dumps(asked).encode()
+
+
+def _path(model: str, method: str) -> str:
+    name = model if "/" in model else f"models/{model}"
+    return f"/v1beta/{quote(name)}:{method}"
+
+
+def _grace(call: BoundedCall) -> float:
+    return max(0.0, call.remaining) + SOCKET_GRACE_SECONDS
