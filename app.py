@@ -14,6 +14,7 @@ from typing import Any
 
 from mtllm import process, wiring
 from mtllm.http.application import Api
+from mtllm.http.dispatcher import waiting
 from mtllm.pages import dashboard, swagger
 from mtllm.settings import Settings, SettingsError, load_settings
 from mtllm.stats import health, metrics_page, stats, usage
@@ -34,7 +35,7 @@ def create_app(
     monotonic: Clock = time.monotonic,
 ) -> Api:
     """Return the application that `settings` describe. Opens nothing; the first request does. Raises SettingsError."""
-    service = wiring.build(settings, clock=clock, monotonic=monotonic)
+    service = wiring.build(settings, clock=clock, monotonic=monotonic, waiting=waiting)
     app = Api(settings, service, tasks, clock=clock, monotonic=monotonic)
     observed, recent = Metrics(app.url_map), Recent()
     app.observers = (service.logger.record, observed.observe, recent.observe)

@@ -136,7 +136,10 @@ class Settings(BaseModel):
         4, description="Calls to Gemini that one request may make"
     )
     gemini_max_concurrency: Count | None = Field(
-        None, description="Calls to Gemini in flight; empty = threads - 1, at least 1"
+        None, description="Calls to Gemini at once; empty = half of the server's threads"
+    )
+    gemini_queue_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = Field(
+        5, description="How long a request waits for one of them; 0 = refused at once (s)"
     )
     stream_max_seconds: Seconds = Field(300, description="Longest life of a stream (s)")
     drain_seconds: Seconds = Field(30, description="Longest wait for requests in flight after SIGTERM (s)")
@@ -155,7 +158,9 @@ class Settings(BaseModel):
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(
         5000, description="Port that python app.py listens on; 0 = a free one"
     )
-    threads: Annotated[int, Field(ge=1, le=1024)] = Field(32, description="Threads of python app.py")
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(
+        128, description="Threads that may wait for Gemini, under waitress however it is started"
+    )
     # Response cache
     response_cache_size: Count = Field(500, description="Answers kept")
     response_cache_ttl_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(

@@ -28,7 +28,7 @@ from mtllm.caching.redis_tier import TieredCache
 from mtllm.caching.responses import AnswerStore
 from mtllm.completions.attempts import Attempts
 from mtllm.completions.cache_policy import CachePolicy
-from mtllm.completions.service import Completions
+from mtllm.completions.service import Completions, Waiting
 from mtllm.domain.money import NANO
 from mtllm.gemini.client import Gemini
 from mtllm.ledger.ledger import SERVICE_SCOPE, Budget, Ledger, key_scope, open_ledger
@@ -106,8 +106,17 @@ class Service:
         return warnings
 
 
-def build(settings: Settings, *, clock: Clock = time.time, monotonic: Clock = time.monotonic) -> Service:
-    """Return the service that `settings` describe. Starts nothing. Raises SettingsError."""
+def build(
+    settings: Settings,
+    *,
+    clock: Clock = time.time,
+    monotonic: Clock = time.monotonic,
+    waiting: Waiting = contextlib.nullcontext,
+) -> Service:
+    """Return the service that `settings` describe. Starts nothing. Raises SettingsError.
+
+    `waiting` surrounds each wait for Gemini in a server's thread.
+    """
     parts = Parts()
     add = parts.add
     logger = add(_make_logger(settings), close=RequestLogger.close, checks={"logs": _check_logs})
@@ -155,7 +164,10 @@ def build(settings: Settings, *, clock: Clock = time.time, monotonic: Clock = ti
         start=lambda maintenance, _threads: maintenance.start(),
         close=LedgerMaintenance.close,
     )
-    admission = add(Admission(), start=lambda admission, threads: admission.resize(slots(settings, threads)))
+    admission = add(
+        Admission(queue_seconds=settings.gemini_queue_seconds, monotonic=monotonic),
+        start=lambda admission, threads: admission.resize(slots(settings, threads), threads),
+    )
     workers = add(  # calls that were cut are settled while there is a ledger
         Workers(), start=lambda workers, threads: workers.open(slots(settings, threads)), close=Workers.shutdown
     )
@@ -182,6 +194,7 @@ def build(settings: Settings, *, clock: Clock = time.time, monotonic: Clock = ti
         attempts,
         admission=admission,
         pool=workers,
+        waiting=waiting,
         key_scoped=settings.cache_scope == "key",
         endpoint=_answering_endpoint(settings),
         monotonic=monotonic,
@@ -218,11 +231,8 @@ def build(settings: Settings, *, clock: Clock = time.time, monotonic: Clock = ti
 
 
 def slots(settings: Settings, threads: int) -> int:
-    """Return how many requests may wait for Gemini on a server with so many threads.
-
-    By default one thread is left for the rest, where there are two.
-    """
-    return settings.gemini_max_concurrency or max(1, threads - 1)
+    """Return how many calls to Gemini may run at once on a server with so many threads; by default half of them."""
+    return settings.gemini_max_concurrency or max(1, threads // 2)
 
 
 # Parts that belong to nobody else -------------------------------------------------------------------------------------

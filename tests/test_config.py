@@ -19,7 +19,7 @@ def load(**texts: str) -> Settings:
 def test_an_empty_environment_gives_the_defaults() -> None:
     """Nothing needs to be set."""
     settings = load()
-    assert (settings.host, settings.port, settings.threads) == ("127.0.0.1", 5000, 32)
+    assert (settings.host, settings.port, settings.threads) == ("127.0.0.1", 5000, 128)
     assert settings.rate_limits == (Limit(60, 60), Limit(1000, 3600))
     assert settings.google_api_key is None
 

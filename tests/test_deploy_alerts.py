@@ -318,11 +318,11 @@ def test_a_full_house_is_told_once(watch: Any, judge: Any) -> None:
     admission = watched.app.service.admission
     for minutes in (1, 15):
         watched.pass_time(20 * MINUTE, pause=15)
-        for _ in range(admission.state().places):
-            admission.enter()
+        for _ in range(admission.state().slots):
+            admission.enter(0.0)
         begun = watched.now
         watched.pass_time(minutes * MINUTE, pause=15)
-        for _ in range(admission.state().places):
+        for _ in range(admission.state().slots):
             admission.leave()
     over = watched.now
     watched.pass_time(20 * MINUTE, pause=15)

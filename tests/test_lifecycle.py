@@ -13,7 +13,8 @@ import pytest
 from waitress import wasyncore
 from waitress.server import create_server
 
-from mtllm.http.lifecycle import POLL_SECONDS, Lifecycle, unsent
+from mtllm.http.lifecycle import POLL_SECONDS, Lifecycle
+from mtllm.http.waitress_server import watch_unsent
 from tests.fakes import FakeClock
 from tests.serving import PROJECT
 
@@ -69,9 +70,9 @@ def test_connections_of_all_addresses_count(listen: str) -> None:
     """A name may stand for several addresses; without connections there is nothing to send."""
     dispatchers: dict[int, Any] = {}
     server: Any = create_server(lambda _environ, _start: [], map=dispatchers, listen=listen, threads=1)
-    assert unsent(server)() is False
+    assert watch_unsent(server)() is False
     dispatchers[-1] = SimpleNamespace(total_outbufs_len=1, requests=[])
-    assert unsent(server)() is True
+    assert watch_unsent(server)() is True
     del dispatchers[-1]
     server.task_dispatcher.shutdown()
     wasyncore.close_all(dispatchers)

@@ -155,11 +155,11 @@ def test_failures_show_up_in_breaker_and_codes(make_app: MakeApp, gemini: Script
 
 def test_rejections_and_shed_load_are_counted(make_app: MakeApp) -> None:
     """Past the rate limit, and past the places for Gemini."""
-    app = make_app(rate_limits="2/minute")
+    app = make_app(rate_limits="2/minute", gemini_queue_seconds="0")
     client = app.test_client()
     client.post(TEXT, json={"prompt": "x"})
-    for _ in range(app.service.admission.state().places):
-        app.service.admission.enter()
+    for _ in range(app.service.admission.state().slots):
+        app.service.admission.enter(0.0)
     client.post(TEXT, json={"prompt": "y"})
     client.post(TEXT, json={"prompt": "z"})
     samples = scraped(client)

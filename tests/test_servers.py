@@ -71,8 +71,9 @@ def refuses_tasks(port: int) -> bool:
 
 @pytest.mark.parametrize(("how", "threads"), [(APP_PY, 32), (WAITRESS_SERVE, 4)])
 def test_slow_calls_slow_down_nobody_else(start: Start, gemini: ScriptedGemini, how: str, threads: int) -> None:
-    """With twice as many as threads, all but one thread's worth wait, the rest are shed at once, others see nothing."""
-    with start(how, threads=threads) as service, ThreadPoolExecutor(2 * threads) as callers:
+    """With more than there are slots, and no line, the rest are shed at once; others see nothing of it."""
+    bounds = {"gemini_max_concurrency": str(threads - 1), "gemini_queue_seconds": "0"}
+    with start(how, threads=threads, **bounds) as service, ThreadPoolExecutor(2 * threads) as callers:
         post(service.port, TEXT, {"prompt": "known"})
         idle = _seconds_to_answer(service.port)
         gemini.gate.clear()
@@ -197,7 +198,7 @@ def test_a_hung_gemini_holds_the_end_up_no_longer_than_it_may(
 ) -> None:
     """DRAIN_SECONDS after the signal the calls are cut, a retry's wait ends, and what is known of them is booked."""
     gemini.answers(hang(), stream("words ", IDLE), status(503, retry_delay="25s"))
-    with start(how, drain_seconds="0.5") as service, ThreadPoolExecutor(2) as callers:
+    with start(how, threads=8, drain_seconds="0.5") as service, ThreadPoolExecutor(2) as callers:
         calls = [callers.submit(_given_up, service.port, {"prompt": "hang"})]
         assert gemini.wait_for_calls(1)
         with EventStream(service.port, TEXT, {"prompt": "stream"}) as answer:
@@ -229,3 +230,41 @@ def test_ctrl_c_is_a_way_to_stop(start: Start) -> None:
         service.signal(signal.SIGINT)
         assert service.wait() == 0
         assert "Traceback" not in service.errors()
+
+
+@pytest.fixture
+def as_documented(environment: dict[str, str]) -> Process:
+    """The user's own production command, with its four threads, and otherwise the defaults."""
+    return Process(WAITRESS_SERVE, environment | {"RATE_LIMITS": "", "THREADS": "128"}, threads=4)
+
+
+@pytest.mark.parametrize("callers", [8, 16, 30, 64])
+def test_nobody_is_refused_who_could_have_waited_a_moment(
+    as_documented: Process, gemini: ScriptedGemini, callers: int
+) -> None:
+    """All callers are at Gemini at once, a hit and health are served beside them, and all get their answer."""
+    with as_documented as service, ThreadPoolExecutor(callers) as asking:
+        post(service.port, TEXT, {"prompt": "known"})
+        gemini.gate.clear()
+        calls = [asking.submit(post, service.port, TEXT, {"prompt": f"{n}"}) for n in range(callers)]
+        assert gemini.wait_for_calls(1 + callers)
+        assert post(service.port, TEXT, {"prompt": "known"}).headers["X-Cached"] == "true"
+        assert get(service.port, "/health").status == 200
+        gemini.gate.set()
+        assert {call.result().status for call in calls} == {200}
+
+
+def test_more_callers_than_slots_wait_in_line(as_documented: Process, gemini: ScriptedGemini) -> None:
+    """The sixteen that find all 64 slots taken wait, say so in Server-Timing, and are answered."""
+    with as_documented as service, ThreadPoolExecutor(80) as asking:
+        post(service.port, TEXT, {"prompt": "known"})
+        gemini.gate.clear()
+        calls = [asking.submit(post, service.port, TEXT, {"prompt": f"{n}"}) for n in range(80)]
+        assert gemini.wait_for_calls(1 + 64)
+        assert eventually(lambda: get(service.port, "/stats").json["admission"]["queued"] == 16)
+        gemini.gate.set()
+        answers = [call.result() for call in calls]
+        admission = get(service.port, "/stats").json["admission"]
+    assert {answer.status for answer in answers} == {200}
+    assert sum("queue;dur=0.0" not in answer.headers["Server-Timing"] for answer in answers) == 16
+    assert (admission["waited"], admission["shed"], admission["queued"], admission["in_use"]) == (16, 0, 0, 0)

@@ -75,7 +75,7 @@ class House:
         self.cache = cache(stale_seconds=stale_seconds, clock=clock, monotonic=clock)
         self.spend = SpendMeter()
         self.breaker = CircuitBreaker(monotonic=clock)
-        self.admission = Admission(places)
+        self.admission = Admission(places, threads=places + 1, monotonic=clock)
         self.pool = ThreadPoolExecutor(places)
         counter = TokenCounter()
         self.drift = DriftMeter(counter.count_tokens)
@@ -157,7 +157,7 @@ def test_identical_requests_in_flight_make_one_call(tmp_path: Path) -> None:
     """A hundred at once, one call; the others share its answer and count as hits."""
     house = House(tmp_path, FakeClock(), places=100)
     house.model.gate.clear()
-    house.model.release_after_joined(lambda: house.admission.state().in_use == 100)
+    house.model.release_after_joined(lambda: house.admission.state().following == 99)
     completions = _together(100, lambda _: house.ask())
     house.close()
     assert len(house.model.calls) == 1
@@ -174,7 +174,7 @@ def test_followers_get_an_answer_that_was_stored_after_their_look(tmp_path: Path
     house = House(tmp_path, FakeClock(), cache=LateCache)
     house.ask()
     assert isinstance(house.cache, LateCache)
-    house.cache.ready = lambda: house.admission.state().in_use == 3
+    house.cache.ready = lambda: house.admission.state().following == 2
     completions = _together(3, lambda _: house.ask())
     house.close()
     assert len(house.model.calls) == 1
@@ -187,7 +187,7 @@ def test_the_leaders_failure_is_shared(tmp_path: Path) -> None:
     house = House(tmp_path, FakeClock())
     house.model.answer_with(UpstreamError(breaks=True))
     house.model.gate.clear()
-    house.model.release_after_joined(lambda: house.admission.state().in_use == 4)
+    house.model.release_after_joined(lambda: house.admission.state().following == 3)
     completions = _together(4, lambda _: house.ask())
     house.close()
     assert len(house.model.calls) == 1
@@ -206,7 +206,7 @@ def test_a_follower_takes_over_when_the_leaders_own_budget_fails(tmp_path: Path)
 
 
 def test_all_places_taken_is_overloaded_at_once(house: House) -> None:
-    """The rest are told so instead of waiting, and hits are still served."""
+    """Without a line, the rest are told so instead of waiting; hits are still served."""
     house.ask("known")
     house.model.gate.clear()
     with ThreadPoolExecutor(PLACES) as pool:
@@ -340,7 +340,7 @@ def test_a_shared_answer_that_was_not_looked_up_takes_no_miss_back(tmp_path: Pat
     """Requests with no-cache that follow a flight are hits, and the figures stay possible ones."""
     house = House(tmp_path, FakeClock())
     house.model.gate.clear()
-    house.model.release_after_joined(lambda: house.admission.state().in_use == 4)
+    house.model.release_after_joined(lambda: house.admission.state().following == 3)
     _together(4, lambda _: house.ask(cache_control=CacheControl(no_cache=True)))
     house.close()
     stats = house.cache.get_stats()

@@ -459,8 +459,9 @@ def test_a_response_that_is_closed_unread_ends_its_call(make_app: MakeApp, gemin
 
 
 def test_open_streams_take_places_and_hits_do_not_starve(service: Service, gemini: ScriptedGemini) -> None:
-    """With four threads three streams may be open; the next miss is shed at once, hits and health are served."""
-    port, finish = service(threads=4, look_ahead=0), Event()
+    """With three slots three streams may be open; the next miss is shed at once, hits and health are served."""
+    bounds = {"gemini_max_concurrency": "3", "gemini_queue_seconds": "0"}
+    port, finish = service(threads=4, look_ahead=0, **bounds), Event()
     post(port, TEXT, {"prompt": "known"})
     gemini.answers(*[stream("open ", finish, "end")] * 3)
     with ExitStack() as open_streams:

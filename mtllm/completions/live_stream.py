@@ -22,6 +22,8 @@ class LiveStream:
         self._source: AnswerStream | None = None
         self._lock = threading.Lock()
         self.begun = False
+        self.queue_seconds = 0.0
+        """How long the stream waited for a slot."""
         self.cancelled = threading.Event()
 
     def next(self, timeout: float) -> str | Completion | None:

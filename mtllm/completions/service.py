@@ -2,10 +2,10 @@
 
 look up ── stored ─────────────────────────────────────────► booked as a hit
    │
-admission ─ no free place ──► Overloaded
-   │
 flight ─── follow ──► the leader's completion, shared
-   │ lead (look up again)
+   │ lead
+slot, after a wait in line ── none came ──► Overloaded
+   │ look up again
 attempts: reserve ► call ► settle                            in a thread of the pool, which outlives its caller
    │
 store, finish the flight                                     an error of Gemini's: a stale answer, if one may serve
@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 from mtllm.completions.attempts import Attempts
 from mtllm.completions.cache_policy import CachePolicy
@@ -26,13 +28,16 @@ from mtllm.completions.request import ANSWER_GRACE_SECONDS, CompletionRequest, r
 from mtllm.completions.streaming import Streaming
 from mtllm.domain.caller import Caller
 from mtllm.domain.completion import Answer, CacheControl, Completion, Origin
-from mtllm.domain.errors import ApiError, BudgetExceeded, Draining, NotConfigured, UpstreamTimeout
+from mtllm.domain.errors import ApiError, BudgetExceeded, Draining, NotConfigured, Overloaded, UpstreamTimeout
 from mtllm.resilience.admission import Admission
 from mtllm.resilience.single_flight import SingleFlight
 from mtllm.tasks import Job
 
-LEADERS_OWN = BudgetExceeded, NotConfigured
+LEADERS_OWN = BudgetExceeded, NotConfigured, Overloaded
 """Errors of a leader that need not hold for its followers."""
+
+Waiting = Callable[[], AbstractContextManager[None]]
+"""Makes the surroundings of a wait, in which the server's thread may be lent to somebody else."""
 
 
 class Completions:
@@ -47,6 +52,7 @@ class Completions:
         *,
         admission: Admission,
         pool: Executor,
+        waiting: Waiting = nullcontext,
         key_scoped: bool = False,
         endpoint: str = "",
         monotonic: Callable[[], float] = time.monotonic,
@@ -59,6 +65,7 @@ class Completions:
         self._pool = pool
         self._key_scoped = key_scoped
         self._endpoint = endpoint
+        self._waiting = waiting
         self._monotonic = monotonic
         self._flights: SingleFlight[Completion] = SingleFlight()
         self._streaming = Streaming(cache, attempts, admission=admission, pool=pool, monotonic=monotonic)
@@ -74,7 +81,8 @@ class Completions:
         if completion is not None:
             return completion
         try:
-            completion = self._lead_or_follow(request, self._bind_model())
+            with self._waiting():
+                completion = self._lead_or_follow(request, self._bind_model())
         except ApiError as error:
             completion = Completion(Origin.NONE, error=error)
         return self._cache.use_stale(request, completion) if completion.error else completion
@@ -91,7 +99,8 @@ class Completions:
         completion = self._cache.look_up(request)
         try:
             if completion is None:
-                self._streaming.start(live, request, self._bind_model(), gap)
+                with self._waiting():
+                    self._streaming.start(live, request, self._bind_model(), gap)
         except ApiError as error:
             completion = Completion(Origin.NONE, error=error)
         if completion is not None:
@@ -113,11 +122,11 @@ class Completions:
     def _lead_or_follow(self, request: CompletionRequest, model: Model) -> Completion:
         while True:
             began = self._monotonic()
-            self._admission.enter()
             flight, leads = self._join(request)
             if leads:
                 return self._lead(request, model, flight)
-            leaders = self._follow(request, flight)
+            with self._admission.follow():
+                leaders = self._wait(request, flight)
             if not isinstance(leaders.error, LEADERS_OWN):
                 return self._cache.share(request, leaders, self._monotonic() - began)
 
@@ -127,18 +136,19 @@ class Completions:
         return self._flights.join(request.key)
 
     def _lead(self, request: CompletionRequest, model: Model, flight: Future[Completion]) -> Completion:
-        """Let the pool do the work, so that the flight's life does not hang on this request's; its place goes along."""
+        """Let the pool do the work, so that the flight's life does not hang on this request's; its slot goes along."""
+        try:
+            queued = self._admission.enter(request.deadline)
+        except ApiError as error:
+            self._finish(request, flight, Completion(Origin.NONE, error=error))
+            raise
         try:
             self._pool.submit(self._fly, request, model, flight)
         except RuntimeError:  # closed between the edge's look and now
-            self._finish(request, flight, Completion(Origin.PAID, error=Draining()))
-        return self._wait(request, flight)
-
-    def _follow(self, request: CompletionRequest, flight: Future[Completion]) -> Completion:
-        try:
-            return self._wait(request, flight)
-        finally:
             self._admission.leave()
+            self._finish(request, flight, Completion(Origin.PAID, error=Draining()))
+        completion = self._wait(request, flight)
+        return replace(completion, queue_seconds=queued) if queued else completion
 
     def _wait(self, request: CompletionRequest, flight: Future[Completion]) -> Completion:
         """Return the flight's completion; past the deadline a failure, with what the request has cost by then."""
@@ -149,6 +159,7 @@ class Completions:
 
     def _fly(self, request: CompletionRequest, model: Model, flight: Future[Completion]) -> None:
         completion = run_to_completion(request, lambda: self._look_up_again_or_ask(request, model))
+        self._admission.leave()
         self._finish(request, flight, completion)
 
     def _look_up_again_or_ask(self, request: CompletionRequest, model: Model) -> Completion:
@@ -161,7 +172,6 @@ class Completions:
         return self._cache.store(request, self._attempts.run(request, model, ask, retry_until=request.deadline))
 
     def _finish(self, request: CompletionRequest, flight: Future[Completion], completion: Completion) -> None:
-        self._admission.leave()
         if request.cache_control.no_store:
             flight.set_result(completion)
         else:

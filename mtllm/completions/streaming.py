@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 
 from mtllm.billing.recorder import OpenAttempt
@@ -19,7 +20,7 @@ from mtllm.resilience.admission import Admission
 
 
 class Streaming:
-    """Runs streams in the pool. Each keeps its place until Gemini's end of it is closed. Nobody follows a stream."""
+    """Runs streams in the pool. Each keeps its slot until Gemini's end of it is closed. Nobody follows a stream."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class Streaming:
 
     def start(self, live: LiveStream, request: CompletionRequest, model: Model, gap: float) -> None:
         """Begin to answer `request` into `live`; `gap` bounds the seconds of each silence. Raises Overloaded."""
-        self._admission.enter()
+        live.queue_seconds = self._admission.enter(self._monotonic() + gap)
         self._running.add(live)
         try:
             self._pool.submit(self._pump, live, request, model, gap)
@@ -53,7 +54,8 @@ class Streaming:
 
     def _pump(self, live: LiveStream, request: CompletionRequest, model: Model, gap: float) -> None:
         completion = run_to_completion(request, partial(self._relay, live, request, model, gap))
-        self._end(live, completion if live.begun else self._cache.use_stale(request, completion))
+        completion = completion if live.begun else self._cache.use_stale(request, completion)
+        self._end(live, replace(completion, queue_seconds=live.queue_seconds))
 
     def _end(self, live: LiveStream, completion: Completion) -> None:
         self._running.discard(live)

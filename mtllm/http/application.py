@@ -8,6 +8,7 @@ handed in.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from http import HTTPStatus
@@ -21,12 +22,12 @@ from werkzeug.routing import RequestRedirect
 from mtllm.domain import errors
 from mtllm.domain.errors import ApiError
 from mtllm.domain.events import RequestEvent
-from mtllm.http import headers
+from mtllm.http import headers, waitress_server
 from mtllm.http.cors import Cors
 from mtllm.http.exchange import Exchange, current_exchange
 from mtllm.http.guard import Guard
 from mtllm.http.headers import Headers
-from mtllm.http.lifecycle import Lifecycle, waitress_threads, waitress_unsent
+from mtllm.http.lifecycle import Lifecycle
 from mtllm.http.task_endpoint import TaskEndpoint, TaskReply, refuse
 from mtllm.security.access import access_of
 from mtllm.settings import Settings
@@ -59,6 +60,9 @@ class Api(Flask):
         """The parts: opened by the first request, closed by whoever made the application."""
         self.lifecycle = service.parts.add(Lifecycle(settings.drain_seconds), checks={"draining": Lifecycle.check})
         self.observers: Sequence[Observer] = ()
+        self.server_threads = DEFAULT_THREADS
+        """Threads of a server that is not waitress; whoever starts it may say so before the first request."""
+        self._opening = threading.Lock()
         self.clock = clock
         self.monotonic = monotonic
         self._parts = service.parts
@@ -113,10 +117,24 @@ class Api(Flask):
         return Exchange(environ, client=client, timestamp=self.clock(), started=self.monotonic())
 
     def _open(self, environ: dict[str, Any]) -> None:
-        self._parts.open(waitress_threads(environ) or DEFAULT_THREADS)
-        unsent = waitress_unsent(environ)
-        if unsent is not None:
-            self.lifecycle.watch_connections(unsent)
+        """Start the service with the threads of the server that brings the first request."""
+        server = waitress_server.find_server(environ)
+        if server is None:
+            self.open(self.server_threads)
+        else:
+            self.open_under_waitress(server)
+
+    def open(self, threads: int) -> None:
+        """Start the service for a server with so many threads; do nothing when it runs."""
+        self._parts.open(threads)
+
+    def open_under_waitress(self, server: Any) -> None:
+        """Start the service for a waitress server, which gets our channel, our dispatcher and THREADS threads."""
+        with self._opening:
+            if not self._parts.is_open:
+                threads = waitress_server.quicken(server, self.settings.threads)
+                self.lifecycle.watch_connections(waitress_server.watch_unsent(server))
+                self.open(threads)
 
     def _enter(self) -> Response | None:
         """Admit a request before its view, where Flask answers; return a redirect that answers it instead.

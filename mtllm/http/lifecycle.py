@@ -11,9 +11,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 from mtllm.parts import CheckResult, judge
 
@@ -95,35 +94,3 @@ class Lifecycle:
                 threading.Thread(target=drain_and_leave, name="drain", daemon=True).start()
 
         signal.signal(signal.SIGTERM, on_sigterm)
-
-
-def waitress_threads(environ: dict[str, Any]) -> int | None:
-    """Return the thread count of the waitress server that carries this request; None under another server."""
-    server = _waitress_server(environ)
-    return None if server is None else int(server.adj.threads)
-
-
-def waitress_unsent(environ: dict[str, Any]) -> Callable[[], bool] | None:
-    """Return `unsent` of the waitress server that carries this request; None under another server."""
-    server = _waitress_server(environ)
-    return None if server is None else unsent(server)
-
-
-def unsent(server: Any) -> Callable[[], bool]:
-    """Return a function that tells whether a connection of a waitress server has bytes to send or a request to answer.
-
-    A server for several addresses is several servers that share their map of connections.
-    """
-    dispatchers: dict[int, Any] = getattr(server, "_map", None) or server.map
-
-    def any_unsent() -> bool:
-        channels: Iterable[Any] = [each for each in list(dispatchers.values()) if hasattr(each, "total_outbufs_len")]
-        return any(channel.total_outbufs_len or channel.requests for channel in channels)
-
-    return any_unsent
-
-
-def _waitress_server(environ: dict[str, Any]) -> Any:
-    """Return the server of a request: waitress hands us a bound method of its channel, which knows its server."""
-    client_disconnected = environ.get("waitress.client_disconnected")
-    return getattr(getattr(client_disconnected, "__self__", None), "server", None)

@@ -12,7 +12,6 @@ from mtllm import process
 from mtllm.billing.prices import Price
 from mtllm.domain.money import NANO, exact_usd
 from mtllm.http.application import Api
-from mtllm.http.lifecycle import unsent
 from mtllm.settings import Settings
 from mtllm.wiring import slots
 
@@ -38,8 +37,7 @@ def serve(app: Api) -> None:
     try:
         banner = Banner(settings, price, is_open=service.keys.open, has_admin=service.keys.has_admin)
         print("\n".join(banner.lines(_addresses(server))), flush=True)
-        service.open(settings.threads)
-        app.lifecycle.watch_connections(unsent(server))
+        app.open_under_waitress(server)
         server.run()
     except KeyboardInterrupt:
         print("Stopping.")

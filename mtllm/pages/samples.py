@@ -78,7 +78,7 @@ STATISTICS = schemas.Statistics(
     token_estimate=schemas.EstimateFigures(samples=2, input_ratio=0.92, output_ratio=1.04, dropped=0),
     budget=schemas.BudgetFigures(limit=5.0, spent=0.0000168, reserved=0.0),
     breaker=schemas.BreakerFigures(state="closed", consecutive_failures=1, retry_in_seconds=0.0, times_opened=0),
-    admission=schemas.AdmissionFigures(in_use=0, places=31, shed=0, abandoned=0),
+    admission=schemas.AdmissionFigures(in_use=0, places=64, queued=0, waited=0, shed=0, abandoned=0),
     last_errors=[
         schemas.ErrorFigures(
             code="upstream_timeout",

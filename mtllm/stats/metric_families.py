@@ -116,9 +116,11 @@ class ServiceCollector(Collector):
 
     def _admission(self) -> Iterator[Metric]:
         state = self._sources.admission.state()
-        yield _gauge("admission_places", "Requests that may wait for Gemini at once", state.places)
-        yield _gauge("admission_in_use", "Requests that wait for Gemini", state.in_use)
-        yield _counter("admission_shed", "Requests refused because no place was free", state.shed)
+        yield _gauge("admission_places", "Calls to Gemini that may run at once", state.slots)
+        yield _gauge("admission_in_use", "Calls to Gemini under way", state.in_use)
+        yield _gauge("admission_queued", "Requests that wait for a slot", state.queued)
+        yield _counter("admission_waited", "Requests that got a slot after a wait", state.waited)
+        yield _counter("admission_shed", "Requests refused because no slot came free in time", state.shed)
         yield _counter("admission_abandoned", "Calls given up while Gemini was still at them", state.abandoned)
 
     def _ledger(self) -> Iterator[Metric]:

@@ -294,12 +294,17 @@ class BreakerFigures(DescribedBody):
 
 
 class AdmissionFigures(DescribedBody):
-    """Places for requests that wait for Gemini."""
+    """Slots for calls to Gemini, and the line of requests that wait for one."""
 
     in_use: int = Field(ge=0)
     places: int = Field(ge=1)
+    """Slots in all."""
+    queued: int = Field(ge=0)
+    """Requests that wait in line now."""
+    waited: int = Field(ge=0)
+    """Requests that got a slot after a wait, since the start."""
     shed: int = Field(ge=0)
-    """Requests refused since the start because no place was free."""
+    """Requests refused since the start because no slot came free in time."""
     abandoned: int = Field(ge=0)
     """Calls given up since the start while Gemini was still at them: at the deadline, or with their stream's client."""
 

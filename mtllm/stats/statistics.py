@@ -159,7 +159,12 @@ def _breaker(sources: StatsSources) -> schemas.BreakerFigures:
 def _admission(sources: StatsSources) -> schemas.AdmissionFigures:
     state = sources.admission.state()
     return schemas.AdmissionFigures(
-        in_use=state.in_use, places=state.places, shed=state.shed, abandoned=state.abandoned
+        in_use=state.in_use,
+        places=state.slots,
+        queued=state.queued,
+        waited=state.waited,
+        shed=state.shed,
+        abandoned=state.abandoned,
     )
 
 

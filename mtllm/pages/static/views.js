@@ -156,7 +156,7 @@ export function guards(stats) {
       "Places for calls to Gemini",
       [{ class: admission.in_use === admission.places ? "failed" : "spent", value: admission.in_use, name: "in use" }],
       admission.places,
-      places("in_use", format.count), " of ", places("places", format.count), " in use, ", places("shed", format.count), " requests refused since start",
+      places("in_use", format.count), " of ", places("places", format.count), " in use, ", places("shed", format.count), " refused since start, ", places("queued", format.count), " waiting",
     ),
     facts([
       ["Circuit breaker", h("span", { class: `pill ${kind}` }, figure("breaker.state", breaker.state, words)), breaker.state === "open" ? ` next try in ${Math.ceil(breaker.retry_in_seconds)} s` : null],
