@@ -32,7 +32,7 @@ from mtllm.ledger.ledger import ExportRow, Ledger, open_ledger
 from tests.ledgers import Database, assert_adds_up, until
 from tests.redis_server import running_redis
 from tests.scripted_gemini import ScriptedGemini
-from tests.serving import PROJECT, Answer, Process, eventually, get
+from tests.serving import PROJECT, Answer, Process, eventually, free_port, get, listens
 
 only_sqlite = pytest.mark.parametrize("new_database", ["sqlite"], indirect=True)
 only_postgres = pytest.mark.parametrize("new_database", ["postgres"], indirect=True)
@@ -273,3 +273,42 @@ def test_a_database_url_that_cannot_be_used_ends_the_start(environ: dict[str, st
     assert ended.returncode != 0
     assert "DATABASE_URL" in ended.stderr
     assert "hunter2" not in ended.stderr
+
+
+@only_sqlite
+def test_gunicorn_alone_is_a_good_command(environ: dict[str, str], gemini: ScriptedGemini) -> None:
+    """`gunicorn app:app` finds its settings: it knows its threads, and all callers are at Gemini at once."""
+    given = environ | {"THREADS": "64", "PORT": str(free_port())}
+    del given["GEMINI_MAX_CONCURRENCY"]
+    program = shutil.which("gunicorn", path=str(Path(sys.executable).parent)) or "gunicorn"
+    with subprocess.Popen([program, "app:app"], cwd=PROJECT, env=os.environ | given, stderr=subprocess.PIPE) as server:
+        port = int(given["PORT"])
+        until(lambda: listens(port), LONG)
+        ask(port, "known")
+        gemini.gate.clear()
+        with ThreadPoolExecutor(30) as callers:
+            calls = [callers.submit(ask, port, f"{number}") for number in range(30)]
+            assert gemini.wait_for_calls(1 + 30)
+            assert get(port, "/stats").json["admission"]["places"] == 32
+            gemini.gate.set()
+            assert {call.result().status for call in calls} == {200}
+        server.send_signal(signal.SIGTERM)
+        _, said = server.communicate(timeout=LONG)
+    assert server.returncode == 0
+    assert b"Traceback" not in said
+
+
+@only_sqlite
+def test_a_stop_drains_before_gunicorn_ends_the_worker(environ: dict[str, str], gemini: ScriptedGemini) -> None:
+    """Who is being answered gets the answer, who comes meanwhile is told `draining`, and nobody meets a reset."""
+    with Gunicorn(environ, workers=1) as server, ThreadPoolExecutor(4) as callers:
+        ask(server.port, "known")
+        gemini.gate.clear()
+        slow = callers.submit(ask, server.port, "slow")
+        assert gemini.wait_for_calls(2)
+        server.signal()
+        until(lambda: get(server.port, "/api/v1/health/ready").status == 503, LONG)
+        assert ask(server.port, "late").status == 503
+        gemini.gate.set()
+        assert slow.result().status == 200
+        assert server.wait() == 0

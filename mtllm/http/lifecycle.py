@@ -18,6 +18,9 @@ from mtllm.parts import CheckResult, judge
 
 POLL_SECONDS = 0.02
 
+Leave = Callable[[int, FrameType | None], object]
+"""A signal handler that ends the process in its server's own way."""
+
 
 class Lifecycle:
     """Knows whether the process is draining, and how many requests are in flight."""
@@ -65,16 +68,16 @@ class Lifecycle:
         while (self._in_flight or self._unsent()) and self._monotonic() < self._drained_by:
             wait(POLL_SECONDS)
 
-    def drain_on_sigterm(self, close: Callable[[], None]) -> None:
-        """Install the handler; only in the main thread, and only where nobody else (gunicorn) has installed one.
+    def drain_on_sigterm(self, close: Callable[[], None], leave: Leave | None = None) -> None:
+        """Install the handler, in the main thread alone; where another has one, only if that is given as `leave`.
 
         `close` flushes and closes what must not be lost; it runs after the drain. The drain has a thread of its own,
         since the main one must go on serving connections meanwhile; at its end it sends the signal once more, and only
-        then does the handler raise SystemExit, which waitress takes as its word to stop.
+        then does the handler `leave`: by default it raises SystemExit, which waitress takes as its word to stop.
         """
         if threading.current_thread() is not threading.main_thread():
             return
-        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        if leave is None and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
             return
         drained = threading.Event()
 
@@ -86,10 +89,12 @@ class Lifecycle:
                 drained.set()
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        def on_sigterm(_signal: int, _frame: FrameType | None) -> None:
+        def on_sigterm(number: int, frame: FrameType | None) -> None:
             if drained.is_set():
-                raise SystemExit(0)
-            if not self.draining:
+                if leave is None:
+                    raise SystemExit(0)
+                leave(number, frame)
+            elif not self.draining:
                 self.draining = True
                 threading.Thread(target=drain_and_leave, name="drain", daemon=True).start()
 

@@ -80,11 +80,14 @@ class Admission:
         self._abandoned = 0
 
     def resize(self, slots: int, threads: int) -> None:
-        """Set how many slots there are, and how many threads the server has. Raises ValueError below one slot."""
+        """Set how many slots there are, and how many threads the server has. Raises ValueError below one slot.
+
+        Where an operator sets more slots than there are threads, as many may wait, and no thread is kept free.
+        """
         if slots < 1:
             raise ValueError("there must be at least one slot")
         self._slots = slots
-        self._most_waiting = max(threads - 1, 1)
+        self._most_waiting = max(threads - 1, slots)
 
     def enter(self, deadline: float) -> float:
         """Take a slot, after a wait in line if need be; return the seconds waited.
