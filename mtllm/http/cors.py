@@ -41,13 +41,14 @@ class Cors:
             headers = get_cors_headers(options, Headers(list(asked)), method)
             return tuple((name, str(value)) for name, value in headers.items(multi=True))
 
+        self._without_origin = tuple(header for header in decide("GET", ()) if header[0] == "Vary")
         self._decide = decide
         self._decide_anew = decide.__wrapped__
 
     def headers(self, environ: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-        """Return what flask-cors answers to the request of `environ`."""
+        """Return what flask-cors answers to the request of `environ`; without an Origin nobody reads more than Vary."""
         if "HTTP_ORIGIN" not in environ:
-            return self._decide("GET", ())
+            return self._without_origin
         asked = tuple((name, environ[key]) for key, name in _ASKED.items() if _is_plain(environ.get(key)))
         method = "OPTIONS" if environ["REQUEST_METHOD"] == "OPTIONS" else "GET"
         remembered = all(len(value) <= LONGEST_HEADER for _, value in asked)
