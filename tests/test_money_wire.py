@@ -557,7 +557,7 @@ def test_a_shared_answer_is_exported_as_shared(app: Api, gemini: ScriptedGemini)
     gemini.gate.clear()
     with ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(ask, app) for _ in range(2)]
-        until(lambda: app.service.admission.state().in_use == 2)
+        until(lambda: app.service.admission.state().following == 1)
         gemini.gate.set()
         answers = [future.result() for future in asked]
     assert {answer.headers["X-Cached"] for answer in answers} == {"true", "false"}
