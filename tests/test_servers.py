@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -268,3 +268,15 @@ def test_more_callers_than_slots_wait_in_line(as_documented: Process, gemini: Sc
     assert {answer.status for answer in answers} == {200}
     assert sum("queue;dur=0.0" not in answer.headers["Server-Timing"] for answer in answers) == 16
     assert (admission["waited"], admission["shed"], admission["queued"], admission["in_use"]) == (16, 0, 0, 0)
+
+
+def test_open_streams_keep_nobody_from_working(as_documented: Process, gemini: ScriptedGemini) -> None:
+    """Twenty streams that are silent between two deltas lend their threads: hits and health are served beside them."""
+    finish = threading.Event()
+    gemini.answers(*[stream("open ", finish, "end")] * 20)
+    with as_documented as service, ExitStack() as streams:
+        answers = [streams.enter_context(EventStream(service.port, TEXT, {"prompt": f"{n}"})) for n in range(20)]
+        assert [answer.next() for answer in answers] == [("delta", "open ")] * 20
+        assert get(service.port, "/health").status == 200
+        finish.set()
+        assert [answer.rest()[-1][0] for answer in answers] == ["done"] * 20

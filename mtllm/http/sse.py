@@ -11,6 +11,7 @@ from mtllm.completions.live_stream import LiveStream
 from mtllm.domain import errors
 from mtllm.domain.completion import Completion, Origin
 from mtllm.domain.money import format_usd
+from mtllm.http.dispatcher import waiting
 from mtllm.http.error_body import error_body
 from mtllm.http.exchange import Exchange
 
@@ -50,7 +51,8 @@ def next_part(
     silent_until = monotonic() + KEEP_ALIVE_SECONDS
     gone: Callable[[], bool] = exchange.environ.get("waitress.client_disconnected", _never)
     while (left := silent_until - monotonic()) > 0:
-        part = live.next(min(left, LOOK_SECONDS))
+        with waiting():
+            part = live.next(min(left, LOOK_SECONDS))
         if part is not None:
             return part
         if gone():
@@ -83,7 +85,8 @@ def _end_upstream(live: LiveStream) -> Completion:
     """End Gemini's side, wait for the bill and return it."""
     live.cancel()
     while True:
-        part = live.next(timeout=LOOK_SECONDS)
+        with waiting():
+            part = live.next(timeout=LOOK_SECONDS)
         if isinstance(part, Completion):
             return part
 
