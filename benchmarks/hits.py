@@ -49,7 +49,7 @@ def table(*, quick: bool = False) -> Iterator[str]:
     of_both = [f"{name}{side}" for name in ("answers/s", "p50 ms", "p99 ms", "CPU µs") for side in ("", ", floor")]
     yield head("server", "connections", "ratio (spread)", *of_both)
     with emulator() as upstream, floor() as bare:
-        for name, threads in (("waitress-serve, 4 threads", 4), ("python app.py, 32 threads", None)):
+        for name, threads in (("waitress-serve, 4 threads", 4), ("python app.py", None)):
             with service(upstream, threads=threads) as served:
                 _warm_up(served, bare, quick=quick)
                 for connections in (4,) if quick else (1, 16, 64):

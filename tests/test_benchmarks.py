@@ -124,8 +124,11 @@ class TestTables:
 
     def test_isolation_in_quick_form(self) -> None:
         """Some slow calls find a place, the others are refused, and the row says how many."""
-        with emulator(latency_ms=200) as slow, service(slow, THREADS="8") as served:
-            row = isolation._row(8, "health", served, isolation.HEALTH, rounds=1, seconds=0.3)
+        with (
+            emulator(latency_ms=200) as slow,
+            service(slow, GEMINI_MAX_CONCURRENCY="8", GEMINI_QUEUE_SECONDS="0") as served,
+        ):
+            row = isolation._row("python app.py", "health", served, isolation.HEALTH, rounds=1, seconds=0.3)
         assert re.search(r"\| [1-9]\d* of 64 \|$", row)
 
     def test_memory_in_quick_form(self) -> None:
