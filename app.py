@@ -16,7 +16,7 @@ from typing import Any
 from mtllm import __version__, process, wiring
 from mtllm.http.application import Api
 from mtllm.http.dispatcher import waiting
-from mtllm.pages import dashboard, swagger
+from mtllm.pages import dashboard, landing, swagger
 from mtllm.settings import Settings, SettingsError, load_settings, require_writable_folders
 from mtllm.stats import health, metrics_page, stats, usage
 from mtllm.stats.metrics import Metrics
@@ -79,6 +79,7 @@ def create_app(
             logger=service.logger,
         ),
     )
+    landing.register(app)
     dashboard.register(app, service.keys)
     swagger.register(app, settings, tasks, open_to_all=service.keys.open)
     for warning in service.warnings():

@@ -516,10 +516,14 @@ class TestLogFile:
         assert (logs / "a.log").read_bytes() == b"1\n"
 
 
+FORKS_WITH_THREADS = ("-W", "ignore:This process:DeprecationWarning")
+"""Python 3.12 and newer warn of a fork beside threads; that it goes well here is what is tested."""
+
+
 def run(script: str, *arguments: str) -> subprocess.Popen[str]:
     preamble = "import os, sys, time\nfrom enhanced_logging import RequestEvent, RequestLogger\n"
     return subprocess.Popen(
-        [sys.executable, "-c", preamble + textwrap.dedent(script), *arguments],
+        [sys.executable, *FORKS_WITH_THREADS, "-c", preamble + textwrap.dedent(script), *arguments],
         cwd=PROJECT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

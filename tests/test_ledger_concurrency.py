@@ -167,7 +167,15 @@ from mtllm.ledger.ledger import Budget, open_ledger
 from tests.ledgers import ATTEMPT, HIT, NOON, SETTLEMENT, attempt
 ledger = open_ledger(sys.argv[1], sync="normal")
 """
-    command = [sys.executable, "-c", preamble + script, *map(str, arguments)]
+    # Python 3.12 and newer warn of a fork beside threads; that it goes well here is what is tested
+    command = [
+        sys.executable,
+        "-W",
+        "ignore:This process:DeprecationWarning",
+        "-c",
+        preamble + script,
+        *map(str, arguments),
+    ]
     return subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 

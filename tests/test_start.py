@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from mtllm import settings as settings_module
 from mtllm.project import PROJECT
 from mtllm.settings import Settings, SettingsError, load_settings, require_writable_folders
 
@@ -139,8 +138,3 @@ def test_the_version_is_told() -> None:
         [sys.executable, "app.py", "--version"], cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout.startswith("Multi-Task LLM API ")) == (0, True)
-
-
-def test_the_projects_own_file_is_read_by_default() -> None:
-    """`.env` beside app.py."""
-    assert settings_module.load_settings.__kwdefaults__["env_file"] == PROJECT / ".env"

@@ -62,6 +62,7 @@ def register(app: Flask, keys: KeyRing) -> None:
             raise
         return Response(status=303, headers={"Location": PATH})
 
-    app.add_url_rule(PATH, "dashboard", file)
+    for path in (PATH, f"{PATH}/"):
+        app.add_url_rule(path, f"dashboard:{path}", file)
     app.add_url_rule(SIGN_IN, "dashboard_sign_in", sign_in)
     app.add_url_rule(f"{PATH}/<name>", "dashboard_file", file)

@@ -211,12 +211,14 @@ def _refuse_repeated(values: list[str], what: str) -> None:
 def presented_key(authorization: str | None, x_api_key: str | None) -> str | None:
     """Return the secret of `X-API-Key`, else of `Authorization`: a Bearer token, or the password of HTTP Basic.
 
-    None where there is none, or only something malformed.
+    None where there is none, only something malformed, or a Bearer token beside another `X-API-Key`: nobody can say
+    which of two keys the caller means to pay with. (A browser adds Basic by itself; there `X-API-Key` is meant.)
     """
-    if x_api_key and (secret := x_api_key.strip()):
-        return _text(secret)
+    given = (x_api_key or "").strip()
     scheme, _, credentials = (authorization or "").strip().partition(" ")
     credentials = credentials.strip()
+    if given:
+        return None if scheme.lower() == "bearer" and credentials != given else _text(given)
     if scheme.lower() == "basic":
         return _basic_password(credentials)
     if scheme.lower() == "bearer" and credentials and " " not in credentials:
@@ -263,7 +265,7 @@ def access_of(method: str, path: str, group_by: str | None = None) -> Access:
     A preflight (OPTIONS) carries no credentials by design. What has no route is a 404 for everybody: don't ask here.
     """
     folder = f"{path}/"
-    if method == "OPTIONS" or folder.startswith(OPEN_PATHS):
+    if method == "OPTIONS" or path == "/" or folder.startswith(OPEN_PATHS):
         return Access.OPEN
     if folder.startswith(ADMIN_PATHS) or group_by == "client":
         return Access.ADMIN

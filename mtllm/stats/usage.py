@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from math import floor
 from typing import Any, get_args
@@ -26,8 +27,8 @@ def register(app: Flask, ledger: Ledger, clock: Callable[[], float]) -> None:
         query = Query(request.args, "group_by")
         group_by: Any = query.choice("group_by", get_args(GroupBy), "day")
         to = query.moment("to", floor(clock()) + 1.0)
-        from_ = query.moment("from", max(0.0, to - DEFAULT_PERIOD))
-        query.check()
+        from_ = query.moment("from", min(to, max(0.0, to - DEFAULT_PERIOD)))
+        query.check_period(from_, to)
         ledger.flush()
         return respond(collect_usage(ledger, from_, to, group_by))
 
@@ -37,7 +38,7 @@ def register(app: Flask, ledger: Ledger, clock: Callable[[], float]) -> None:
         query = Query(request.args, "format")
         name = query.choice("format", tuple(FORMATS), "csv")
         from_, to = query.moment("from", 0.0), query.moment("to", LATEST)
-        query.check()
+        query.check_period(from_, to)
         media_type, written = FORMATS[name]
         ledger.flush()
         response = Response(written(ledger.export(from_, to)), mimetype=media_type)
@@ -46,6 +47,10 @@ def register(app: Flask, ledger: Ledger, clock: Callable[[], float]) -> None:
 
     app.add_url_rule("/api/v1/usage", "usage", usage)
     app.add_url_rule("/api/v1/usage/export", "export", export)
+
+
+_BARE_PLUS = re.compile(r"(T\S+) (\d\d:\d\d)$")
+"""A zone's plus that was not written %2B: in a query it is a blank, which no time has behind its T."""
 
 
 class Query:
@@ -69,7 +74,7 @@ class Query:
         if text is None:
             return default
         try:
-            return parse_time(text)
+            return parse_time(_BARE_PLUS.sub(r"\1+\2", text))
         except ValueError as problem:
             self._problems.append(FieldError(name, str(problem)))
             return default
@@ -81,7 +86,9 @@ class Query:
             self._problems.append(FieldError(name, f"must be one of {', '.join(choices)}"))
         return choice
 
-    def check(self) -> None:
-        """Raise InvalidRequest with all problems, if there are any."""
+    def check_period(self, from_: float, to: float) -> None:
+        """Raise InvalidRequest with all problems, if there are any; a period that ends before it begins is one."""
+        if from_ > to and not self._problems:
+            self._problems.append(FieldError("from", "must not be after to"))
         if self._problems:
             raise InvalidRequest(details=tuple(self._problems[:MAX_REPORTED_FIELDS]))
