@@ -149,7 +149,17 @@ class UnsupportedMediaType(ApiError):
     """The body is not declared as JSON."""
 
     status, code = 415, "unsupported_media_type"
-    sentence = "The request body must be sent as Content-Type: application/json."
+    sentence = "The request body must be sent as Content-Type: application/json in UTF-8."
+
+
+class UnsupportedEncoding(UnsupportedMediaType):
+    """The body is compressed in a way that is not read here."""
+
+    sentence = "The request body must be plain, or have Content-Encoding gzip or deflate."
+
+    def headers(self) -> Mapping[str, str]:
+        """Return `Accept-Encoding`, what a body may be sent in (RFC 9110, section 12.5.3)."""
+        return {"Accept-Encoding": "gzip, deflate, identity"}
 
 
 class ContentBlocked(ApiError):
