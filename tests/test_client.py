@@ -32,7 +32,10 @@ def test_each_task_answers_with_its_cost(url: str, gemini: ScriptedGemini) -> No
 
 def test_an_error_is_told_by_its_code(url: str) -> None:
     """What the service refuses is not sent again, and its message names the field."""
-    with Client(url, sleep=pytest.fail) as client, pytest.raises(Refused, match="prompt") as refused:
+    with (
+        Client(url, sleep=lambda _: pytest.fail("it waits")) as client,
+        pytest.raises(Refused, match="prompt") as refused,
+    ):
         client.generate_text("")
     assert (refused.value.code, refused.value.status) == ("invalid_request", 400)
 
