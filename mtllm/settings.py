@@ -149,6 +149,9 @@ class Settings(BaseModel):
     gemini_queue_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = Field(
         5, description="How long a request waits for one of them; 0 = refused at once (s)"
     )
+    gemini_max_wait_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = Field(
+        5, description="Most that one request waits because Gemini asks to; more is told its caller (s)"
+    )
     stream_max_seconds: Seconds = Field(300, description="Longest life of a stream (s)")
     drain_seconds: Seconds = Field(30, description="Longest wait for requests in flight after SIGTERM (s)")
     # Prices

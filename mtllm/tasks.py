@@ -153,6 +153,8 @@ def _code_only(_instruction: Instruction, answer: Answer) -> str:
 
 
 def _one_of_the_labels(instruction: Instruction, answer: Answer) -> str:
+    if answer.finish_reason is FinishReason.MAX_TOKENS:  # it may be the beginning of a longer label
+        raise UpstreamInvalidAnswer("Gemini's answer was cut before it was one of the categories.")
     if answer.text in instruction.labels:
         return answer.text
     by_stripped = {label.strip(): label for label in instruction.labels}

@@ -100,7 +100,10 @@ class Unauthorized(ApiError):
 
 
 class BudgetExceeded(ApiError):
-    """The day's budget cannot cover this request's upper bound. Days are UTC."""
+    """The day's budget cannot cover this request's upper bound. Days are UTC.
+
+    `details` have the scope ("service" or "key"), and in dollars what is the limit, spent, reserved and needed.
+    """
 
     status, code = 402, "budget_exceeded"
     sentence = "The daily budget cannot cover this request; it resets at 00:00 UTC."
@@ -222,10 +225,14 @@ class Overloaded(Unavailable):
 
 
 class Draining(Unavailable):
-    """The service is shutting down."""
+    """The service is shutting down. `maybe_billed`: it has cut a call to Gemini for that."""
 
     code = "draining"
     sentence = "The service is shutting down; another instance will take the request."
+
+    def __init__(self, sentence: str | None = None, *, retry_after: float = 1.0, maybe_billed: bool = False) -> None:
+        super().__init__(sentence, retry_after=retry_after)
+        self.maybe_billed = maybe_billed
 
 
 class LedgerUnavailable(Unavailable):
@@ -338,7 +345,7 @@ class UpstreamTimeout(UpstreamFailure):
 
 def may_be_billed(failure: BaseException) -> bool:
     """Return whether Gemini may charge for a call that ended with `failure`; of a defect of ours nobody knows."""
-    return failure.maybe_billed if isinstance(failure, UpstreamFailure | Abandoned) else True
+    return failure.maybe_billed if isinstance(failure, UpstreamFailure | Abandoned | Draining) else True
 
 
 def wrap_defect(defect: Exception) -> InternalError:
