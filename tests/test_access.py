@@ -261,7 +261,7 @@ class TestPresentedKey:
             (None, "abc", "abc"),
             (None, " abc ", "abc"),
             ("Basic garbage!", "abc", "abc"),
-            ("Bearer one", "two", "two"),
+            ("Bearer one", "two", None),
             ("Bearer one", "", "one"),
             (basic("anyone:abc"), None, "abc"),
             (basic(":a:b:c"), None, "a:b:c"),

@@ -173,6 +173,7 @@ def test_a_service_whose_keys_file_is_missing_is_closed(start: Start, tmp_path: 
 
 NOBODY, WRONG, KEY, ADMIN = None, "wrong", "a-secret", "admin-secret"
 OPEN_TO_ALL = (
+    "GET /",
     "GET /health",
     "GET /api/v1/health",
     "GET /api/v1/health/ready",
