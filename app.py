@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mtllm import process, wiring
+from mtllm import __version__, process, wiring
 from mtllm.http.application import Api
 from mtllm.http.dispatcher import waiting
 from mtllm.pages import dashboard, swagger
-from mtllm.settings import Settings, SettingsError, load_settings
+from mtllm.settings import Settings, SettingsError, load_settings, require_writable_folders
 from mtllm.stats import health, metrics_page, stats, usage
 from mtllm.stats.metrics import Metrics
 from mtllm.stats.recent import Recent
@@ -88,22 +89,28 @@ def create_app(
 def __getattr__(name: str) -> Any:
     if name != "app":
         raise AttributeError(name)
-    with exit_on_bad_settings():
-        app = create_app(load_settings())
+    with exit_on_bad_settings(_GUNICORNS_BOOT_ERROR if "gunicorn.arbiter" in sys.modules else 2):
+        settings = load_settings()
+        require_writable_folders(settings)
+        app = create_app(settings)
     process.prepare()
     app.lifecycle.drain_on_sigterm(app.service.close)
     globals()["app"] = app
     return app
 
 
+_GUNICORNS_BOOT_ERROR = 3
+"""Ends gunicorn's master, too; after any other status of a worker it starts the next one, without end."""
+
+
 @contextlib.contextmanager
-def exit_on_bad_settings() -> Iterator[None]:
-    """End the process with status 2, and every problem on standard error, when the settings cannot be used."""
+def exit_on_bad_settings(status: int = 2) -> Iterator[None]:
+    """End the process with `status`, and every problem on standard error, when the settings cannot be used."""
     try:
         yield
     except SettingsError as problem:
         print(problem, file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(status) from None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -111,7 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     options = _parse_options(argv)
     process.prepare()
     with exit_on_bad_settings():
-        settings = load_settings()
+        settings = load_settings({**os.environ, **_chosen(options)})
+        require_writable_folders(settings)
         return _serve_offline(settings) if options.offline else _serve(settings)
 
 
@@ -124,7 +132,16 @@ def _parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--offline", action="store_true", help="serve canned answers from a local emulator, without a key"
     )
+    parser.add_argument("--host", help="address to listen on, instead of HOST")
+    parser.add_argument("--port", help="port to listen on, instead of PORT; 0 = a free one")
+    parser.add_argument("--version", action="version", version=f"Multi-Task LLM API {__version__}")
     return parser.parse_args(argv)
+
+
+def _chosen(options: argparse.Namespace) -> dict[str, str]:
+    """Return the settings that the command line gives."""
+    given = {"HOST": options.host, "PORT": options.port}
+    return {name: text for name, text in given.items() if text is not None}
 
 
 def _serve_offline(settings: Settings) -> int:

@@ -13,9 +13,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dotenv import dotenv_values
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from mtllm import env_file as dotenv
 from mtllm.domain.limits import Limit, parse_limits
 from mtllm.project import PROJECT, project_path
 
@@ -65,7 +65,7 @@ def _require_distinct_keys(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[st
 
 
 def _locate_in_project(value: object) -> object:
-    return project_path(str(value)) if value else value
+    return project_path(Path(str(value)).expanduser()) if value else value
 
 
 def _require_existing(path: Path) -> Path:
@@ -88,6 +88,14 @@ def _require_http_url(url: str) -> str:
     if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", url):
         raise ValueError("must be http:// or https:// with a host, an optional port and an optional path")
     return url.rstrip("/")
+
+
+def _require_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    if any(origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/]+|null", origin) for origin in origins):
+        raise ValueError(
+            "must be origins as browsers send them, https://host or http://host:port, without a path; or *"
+        )
+    return origins
 
 
 def _require_database_url(url: str) -> str:
@@ -141,6 +149,9 @@ class Settings(BaseModel):
     gemini_queue_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = Field(
         5, description="How long a request waits for one of them; 0 = refused at once (s)"
     )
+    gemini_max_wait_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = Field(
+        5, description="Most that one request waits because Gemini asks to; more is told its caller (s)"
+    )
     stream_max_seconds: Seconds = Field(300, description="Longest life of a stream (s)")
     drain_seconds: Seconds = Field(30, description="Longest wait for requests in flight after SIGTERM (s)")
     # Prices
@@ -182,7 +193,9 @@ class Settings(BaseModel):
         0, description="Proxies of one's own in front; X-Forwarded-For is believed for so many hops"
     )
     # CORS
-    cors_origins: Names = Field(("*",), description="Origins of browser pages that may call, comma-separated; * = any")
+    cors_origins: Annotated[Names, AfterValidator(_require_origins)] = Field(
+        ("*",), description="Origins of browser pages that may call, comma-separated; * = any"
+    )
     cors_methods: Names = Field(("GET", "POST", "DELETE", "OPTIONS"), description="Methods such pages may use")
     cors_headers: Names = Field(
         ("Content-Type", "Authorization", "X-API-Key", "X-Request-ID", "Cache-Control", "traceparent"),
@@ -287,9 +300,16 @@ def load_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | 
     By default these are the process's environment and the project's `.env`, if it exists. Raises SettingsError with
     every problem in one text.
     """
-    from_file = dotenv_values(env_file, interpolate=False) if env_file and env_file.is_file() else {}
-    given = dict(_read_given({**from_file, **(os.environ if environ is None else environ)}))
-    problems = [*_find_half_a_price(given), *_find_admin_key_given_away(given)]
+    own = os.environ if environ is None else environ
+    names = [field.upper() for field in Settings.model_fields]
+    problems, from_file = [], dict[str, str]()
+    try:
+        from_file = dotenv.read_env_file(env_file) if env_file else {}
+    except dotenv.UnreadableEnvError as unreadable:
+        problems.append(str(unreadable))
+    problems += dotenv.find_misspelled(from_file, own, names)
+    given = dict(_read_given(_merge(from_file, own)))
+    problems += [*_find_half_a_price(given), *_find_admin_key_given_away(given)]
     try:
         settings = Settings.model_validate(given)
     except ValidationError as error:
@@ -297,6 +317,29 @@ def load_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | 
     if problems:
         raise SettingsError(*problems)
     return settings
+
+
+def require_writable_folders(settings: Settings) -> None:
+    """Raise SettingsError with every folder of the settings that can be neither written nor made."""
+    fields = ["log_dir", "cache_dir"] + ["data_dir"] * (settings.database_url is None)
+    problems = [
+        f"{field.upper()}: the folder {blocked} cannot be written by this user; change its rights or name another"
+        for field in fields
+        if (blocked := _find_blocked(getattr(settings, field)))
+    ]
+    if problems:
+        raise SettingsError(*problems)
+
+
+def _find_blocked(folder: Path) -> Path | None:
+    """Return the folder, or the nearest above it that is there, when nothing can be written into it."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return None if there.is_dir() and os.access(there, os.W_OK | os.X_OK) else there
+
+
+def _merge(from_file: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment over the file; an empty variable, as compose files pass them on, hides nothing of it."""
+    return {**from_file, **{name: text for name, text in environ.items() if text.strip() or name not in from_file}}
 
 
 def _find_half_a_price(given: Mapping[str, str]) -> Iterator[str]:
@@ -311,7 +354,7 @@ def _find_admin_key_given_away(given: Mapping[str, str]) -> Iterator[str]:
         yield "ADMIN_API_KEY, API_KEYS: must not hold the same secret"
 
 
-def _read_given(texts: Mapping[str, str | None]) -> list[tuple[str, str]]:
+def _read_given(texts: Mapping[str, str]) -> list[tuple[str, str]]:
     named = ((field, (texts.get(field.upper()) or "").strip()) for field in Settings.model_fields)
     return [
         (field, text)

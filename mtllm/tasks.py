@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from mtllm.domain.completion import Answer, FinishReason, Instruction
 from mtllm.domain.errors import (
@@ -46,15 +46,23 @@ def require_words(text: str) -> str:
 
 
 def require_distinct(labels: list[str]) -> list[str]:
-    """Return `labels`, or raise ValueError when one of them comes twice."""
-    if len(set(labels)) != len(labels):
-        raise ValueError("must be distinct")
+    """Return `labels`, or raise ValueError when two differ in no more than case and blanks around them."""
+    if len({label.strip().casefold() for label in labels}) != len(labels):
+        raise ValueError("must be distinct, in more than case and blanks around them")
     return labels
 
 
 Words = Annotated[str, Field(min_length=1, examples=["A text of any length."]), AfterValidator(require_words)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CATEGORY_CHARS), AfterValidator(require_words)]
 Labels = Annotated[list[Label], Field(min_length=2, max_length=MAX_CATEGORIES), AfterValidator(require_distinct)]
+
+
+def _accept_whole_float(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WholeNumber = Annotated[int, BeforeValidator(_accept_whole_float)]
+"""An integer; JSON knows numbers only, and some clients write 10 as 10.0."""
 
 
 class TaskRequest(BaseModel):
@@ -71,7 +79,7 @@ class GenerateTextRequest(TaskRequest):
         description="Goes to the model unchanged.", examples=["Explain HTTP caching in two sentences."]
     )
     temperature: float = Field(0.7, ge=0, le=2, allow_inf_nan=False, description="0 is the most repeatable.")
-    max_output_tokens: int = Field(2048, ge=1, le=MAX_OUTPUT_TOKENS, description="Thinking counts towards it.")
+    max_output_tokens: WholeNumber = Field(2048, ge=1, le=MAX_OUTPUT_TOKENS, description="Thinking counts towards it.")
     stream: bool = Field(False, description="Answer as server-sent events.")
 
 
@@ -93,7 +101,8 @@ class ClassifyTextRequest(TaskRequest):
 
     text: Words = Field(description="What is to be classified.", examples=["I love this product!"])
     categories: Labels = Field(
-        description="The labels to choose from, exactly distinct.", examples=[["positive", "negative"]]
+        description="The labels to choose from, distinct in more than case and blanks around them.",
+        examples=[["positive", "negative"]],
     )
 
 
@@ -144,6 +153,8 @@ def _code_only(_instruction: Instruction, answer: Answer) -> str:
 
 
 def _one_of_the_labels(instruction: Instruction, answer: Answer) -> str:
+    if answer.finish_reason is FinishReason.MAX_TOKENS:  # it may be the beginning of a longer label
+        raise UpstreamInvalidAnswer("Gemini's answer was cut before it was one of the categories.")
     if answer.text in instruction.labels:
         return answer.text
     by_stripped = {label.strip(): label for label in instruction.labels}
@@ -266,10 +277,24 @@ def parse(task: Task, body: bytes, *, max_chars: int) -> Job:
         request = task.request_model.model_validate_json(body)
     except ValidationError as error:
         raise _explain(error) from None
+    repeated = _find_repeated(request.model_fields_set, body)
+    if repeated:
+        raise InvalidRequest(details=tuple(FieldError(name, "is given more than once") for name in repeated))
     instruction = task.instruct(request)
     if len(instruction.prompt) > max_chars:
         raise InvalidRequest(details=(FieldError(task.prompt_field, f"must have at most {max_chars} characters"),))
     return Job(task, instruction, getattr(request, "stream", False), len(body))
+
+
+def _find_repeated(given: set[str], body: bytes) -> list[str]:
+    """Return the fields that the object of `body` names more than once: pydantic takes the last in silence.
+
+    The object is read again only when a name occurs twice as it is usually written; a request pays one scan a field.
+    """
+    if not any(body.count(b'"%b"' % name.encode()) > 1 for name in given):
+        return []
+    names = [name for name, _ in json.loads(body, object_pairs_hook=list)]
+    return sorted(name for name in given if names.count(name) > 1)
 
 
 def _explain(error: ValidationError) -> ApiError:
@@ -282,11 +307,18 @@ def _explain(error: ValidationError) -> ApiError:
 
 def _field_error(problem: Any) -> FieldError:
     field = ".".join(str(part) for part in problem["loc"]) or "body"
-    message = _IN_WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
+    message = _IN_WORDS.get(problem["type"]) or _reword(problem["msg"])
     return FieldError(field[:MAX_FIELD_NAME_CHARS], message)
 
 
+def _reword(message: str) -> str:
+    """Return pydantic's sentence as one about the field: "must be ...", as our own rules say it."""
+    words = message.removeprefix("Value error, ").replace(" after validation", "")
+    return re.sub(r"^(Input|String|List) should ", "must ", words)
+
+
 _IN_WORDS = {
+    "missing": "is required",
     "extra_forbidden": "is not a field of this request",
     "string_pattern_mismatch": "must be 1 to 40 letters, digits, blanks or + # . _ -",  # language, the only pattern
 }

@@ -180,6 +180,7 @@ def build(
         breaker=breaker,
         retrier=Retrier(
             max_attempts=settings.gemini_max_attempts,
+            max_wait_seconds=settings.gemini_max_wait_seconds,
             budget=RetryBudget(monotonic=monotonic),
             monotonic=monotonic,
             wait=stopping.wait,

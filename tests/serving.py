@@ -134,11 +134,12 @@ class EventStream:
 
     def next(self) -> tuple[str, Any]:
         """("delta", text), ("done" or "error", what it says), ("comment", its text); ("end", None) after the last."""
-        lines = list(iter(lambda: self.response.readline().decode().rstrip("\n"), ""))
-        if not lines:
+        first = self.response.readline().decode().rstrip("\n")
+        if not first:
             return "end", None
-        if lines[0].startswith(": "):
-            return "comment", lines[0][2:]
+        if first.startswith(": "):  # a comment has one line end, an event two
+            return "comment", first[2:]
+        lines = [first, *iter(lambda: self.response.readline().decode().rstrip("\n"), "")]
         fields = dict(line.split(": ", 1) for line in lines)
         data = json.loads(fields["data"])
         return (fields["event"], data) if "event" in fields else ("delta", data["delta"])

@@ -25,7 +25,7 @@ ROWS: tuple[set[str], ...] = (
     {"completions"},
     {"billing", "ratelimit", "logs"},
     {"ledger", "caching", "gemini", "security", "resilience", "tasks", "settings"},
-    {"domain", "parts", "redis_link", "process", "project"},
+    {"domain", "parts", "redis_link", "process", "project", "env_file"},
 )
 """The rooms of the package: each imports only what stands in a row below its own, or itself."""
 

@@ -15,6 +15,7 @@ import pytest
 from mtllm.domain.completion import Answer, FinishReason, Instruction
 from mtllm.domain.errors import (
     ContentBlocked,
+    Draining,
     MaxOutputTokensTooSmall,
     Retry,
     UpstreamAuthFailed,
@@ -300,8 +301,8 @@ def test_a_cancel_wakes_the_reader(server: ScriptedGemini, gemini: Gemini) -> No
         reading = threads.submit(next, answer)
         answer.cancel()
         failure = reading.exception()
-    assert isinstance(failure, UpstreamFailure)
-    assert (failure.breaks, failure.maybe_billed) == (False, True)
+    assert isinstance(failure, Draining)
+    assert failure.maybe_billed
     assert answer.partial_answer().text == "one "
 
 
@@ -309,7 +310,9 @@ def test_a_cancel_before_the_first_next_sends_nothing(server: ScriptedGemini, ge
     """The reader is told, and Gemini never asked."""
     answer = begin(gemini)
     answer.cancel()
-    assert not failure_of(answer).maybe_billed
+    with pytest.raises(Draining) as raised:
+        next(answer)
+    assert not raised.value.maybe_billed
     assert server.delivered.total == 0
 
 
@@ -322,7 +325,9 @@ def test_a_cancel_between_deltas_is_seen_by_the_next_one(server: ScriptedGemini,
     answer.cancel()
     more.release()
     assert server.wait_for_departures(1)
-    assert failure_of(answer).maybe_billed
+    with pytest.raises(Draining) as raised:
+        list(answer)
+    assert raised.value.maybe_billed
 
 
 def test_a_close_in_the_middle_lets_go_of_the_connection(server: ScriptedGemini, gemini: Gemini) -> None:

@@ -25,7 +25,7 @@ from mtllm.ledger.ledger import (
     key_scope,
     open_ledger,
 )
-from mtllm.ledger.transaction import MIGRATIONS, migrate
+from mtllm.ledger.transaction import MIGRATIONS, RESERVED_SECONDS, migrate
 from tests.fakes import FakeClock
 from tests.ledgers import (
     ATTEMPT,
@@ -271,13 +271,36 @@ class TestBudgets:
     BUDGET = (Budget("service", 2_500),)
 
     def test_refused_when_the_day_cannot_cover_it(self, ledger: Ledger) -> None:
-        """Reservations of open rows count; a refused attempt leaves no trace and says when the day ends."""
+        """Reservations of open rows count; a refused attempt leaves no trace and says what would help."""
         ledger.open(ATTEMPT, self.BUDGET)
         ledger.open(ATTEMPT, self.BUDGET)
         with pytest.raises(BudgetExceeded) as refused:
             ledger.open(attempt(NOON + 0.5), self.BUDGET)
-        assert refused.value.retry_after == 12 * HOUR - 0.5
+        assert refused.value.retry_after == RESERVED_SECONDS
+        assert "under way" in refused.value.message
+        assert [(detail.field, detail.message) for detail in refused.value.details] == [
+            ("scope", "service"),
+            ("limit_usd", "0.000002500"),
+            ("spent_usd", "0.000000000"),
+            ("reserved_usd", "0.000002000"),
+            ("needed_usd", "0.000001000"),
+        ]
         assert len(list(ledger.export(0, 4e9))) == 2
+        assert_adds_up(ledger)
+
+    def test_a_spent_day_comes_back_at_midnight(self, ledger: Ledger) -> None:
+        """What is spent, or kept for calls that may have been billed, does not come back before."""
+        paid(ledger, cost=1_000)
+        ledger.settle(ledger.open(ATTEMPT), Settlement("upstream_timeout", "model-a", keep_reservation=True))
+        with pytest.raises(BudgetExceeded) as refused:
+            ledger.open(attempt(NOON + 0.5), self.BUDGET)
+        assert refused.value.retry_after == 12 * HOUR - 0.5
+
+    def test_what_no_day_can_hold_is_promised_no_time(self, ledger: Ledger) -> None:
+        """The bound alone is above the limit: another request helps, and no wait."""
+        with pytest.raises(BudgetExceeded, match="max_output_tokens") as refused:
+            ledger.open(attempt(reserved=2_501), self.BUDGET)
+        assert refused.value.retry_after is None
         assert_adds_up(ledger)
 
     def test_exactly_the_limit_fits(self, ledger: Ledger) -> None:

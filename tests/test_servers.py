@@ -211,8 +211,8 @@ def test_a_hung_gemini_holds_the_end_up_no_longer_than_it_may(
             assert 0.5 <= time.monotonic() - begun < 5
         wait(calls)
     assert [(row.status, row.reserved > 0) for row in booked()] == [
-        ("upstream_error", True),
-        ("abandoned", False),
+        ("draining", True),
+        ("draining", True),
         ("upstream_unavailable", False),
     ]
 

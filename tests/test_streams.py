@@ -141,6 +141,8 @@ def test_the_cost_of_a_miss_comes_with_its_end(service: Service, gemini: Scripte
                 "total": f"{nanodollars / 1e9:.6f}",
                 "nanodollars": nanodollars,
             },
+            "cached": False,
+            "request_id": headers["X-Request-ID"],
         },
     )
 
@@ -161,7 +163,9 @@ def test_a_finished_stream_is_kept_and_a_hit_streams(service: Service, gemini: S
     assert "".join(told for kind, told in events if kind == "delta") == plain.json["generated_text"] == "kept words"
     assert events[-1] == (
         "done",
-        done | {"cost": dict.fromkeys(("input", "output", "total"), "0.000000") | {"nanodollars": 0}},
+        done
+        | {"cost": dict.fromkeys(("input", "output", "total"), "0.000000") | {"nanodollars": 0}}
+        | {"cached": True, "request_id": headers["X-Request-ID"]},
     )
     assert gemini.count == 1
 

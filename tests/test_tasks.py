@@ -72,10 +72,10 @@ def test_categories_are_two_to_a_hundred_distinct_strings(categories: Any) -> No
         parse(CLASSIFY, body(text="x", categories=categories), max_chars=5)
 
 
-def test_labels_that_differ_in_anything_are_distinct() -> None:
-    """Also only in case or padding."""
-    job = parse(CLASSIFY, body(text="x", categories=["a", "A", " a"]), max_chars=5)
-    assert job.instruction.labels == ("a", "A", " a")
+def test_labels_go_to_the_model_as_they_are_written() -> None:
+    """Case and blanks around a label are kept."""
+    job = parse(CLASSIFY, body(text="x", categories=["a", "B", " c"]), max_chars=5)
+    assert job.instruction.labels == ("a", "B", " c")
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b'{"prompt": "\\ud800"}', b'{"prompt": NaN}x', b"[" * 10_000])

@@ -20,6 +20,7 @@ from mtllm.domain.completion import Answer, Instruction, StoredAnswer
 from mtllm.domain.errors import (
     Abandoned,
     ApiError,
+    Draining,
     InternalError,
     LedgerUnavailable,
     NotConfigured,
@@ -75,25 +76,26 @@ class OpenAttempt:
         `failure` is why the answer cannot be used, if so. Returns when it is on disk. Raises LedgerUnavailable when it
         cannot be written.
         """
-        return self._settle_as(OK if failure is None else failure.code, answer)
+        return self._settle_as(OK if failure is None else failure.code, answer, maybe_more=False)
 
-    def _settle_as(self, status: str, answer: Answer) -> Charge:
+    def _settle_as(self, status: str, answer: Answer, *, maybe_more: bool) -> Charge:
+        """Settle with `answer`. `maybe_more`: Gemini may bill more than came, so the rest stays reserved."""
         charge = self._recorder.charge(self._instruction, answer, at=self._attempt.timestamp)
         cost = charge.amount.cost.total
         if self._budgeted and cost > self._attempt.reserved:
             self._recorder.warn(
                 f"Gemini billed {cost} nano-dollars for a call that could cost {self._attempt.reserved} at most."
             )
-        keep = charge.unpriced and self._budgeted
+        keep = maybe_more or (charge.unpriced and self._budgeted)
         self._end(Settlement(status, answer.model, charge, keep_reservation=keep))
         return charge
 
     def _fail(self, failure: BaseException) -> None:
         """Write that the attempt failed, with what came of a stream; what may be billed keeps its reservation."""
-        status = failure.code if isinstance(failure, UpstreamFailure | Abandoned) else InternalError.code
+        status = failure.code if isinstance(failure, UpstreamFailure | Abandoned | Draining) else InternalError.code
         partial = None if self.partial is None else self.partial()
         if partial is not None and (partial.text or partial.usage):
-            self._settle_as(status, partial)
+            self._settle_as(status, partial, maybe_more=may_be_billed(failure))
         else:
             self._end(Settlement(status, self._attempt.model, keep_reservation=may_be_billed(failure)))
 

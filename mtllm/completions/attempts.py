@@ -15,6 +15,7 @@ from mtllm.domain.errors import (
     Abandoned,
     ApiError,
     ContentBlocked,
+    Draining,
     MaxOutputTokensTooSmall,
     UpstreamFailure,
     UpstreamInvalidAnswer,
@@ -134,7 +135,7 @@ class Attempts:
             with attempt:
                 try:
                     yield attempt
-                except (Abandoned, UpstreamTimeout) as failure:
+                except (Abandoned, Draining, UpstreamTimeout) as failure:
                     if failure.maybe_billed:
                         self._admission.count_abandoned()
                     raise

@@ -25,6 +25,8 @@ class LiveStream:
         self.queue_seconds = 0.0
         """How long the stream waited for a slot."""
         self.cancelled = threading.Event()
+        self.stopped = False
+        """The service has cancelled it, not its client."""
 
     def next(self, timeout: float) -> str | Completion | None:
         """Return the next delta, or the completion at the end; None when neither came within `timeout` seconds."""
@@ -32,6 +34,11 @@ class LiveStream:
             return self._parts.get(timeout=timeout)
         except Empty:
             return None
+
+    def stop(self) -> None:
+        """End the stream because the service ends; its client is still there."""
+        self.stopped = True
+        self.cancel()
 
     def cancel(self) -> None:
         """End Gemini's side, because the client has gone."""

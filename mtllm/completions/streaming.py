@@ -50,7 +50,7 @@ class Streaming:
     def close(self) -> None:
         """Give up the streams that are still under way."""
         for live in tuple(self._running):
-            live.cancel()
+            live.stop()
 
     def _pump(self, live: LiveStream, request: CompletionRequest, model: Model, gap: float) -> None:
         completion = run_to_completion(request, partial(self._relay, live, request, model, gap))
@@ -67,7 +67,7 @@ class Streaming:
         first_by = min(request.deadline, self._monotonic() + gap)
         try:
             if live.cancelled.is_set():
-                raise Abandoned()
+                raise _reason(live)
             answer = self._attempts.run(
                 request,
                 model,
@@ -77,8 +77,8 @@ class Streaming:
                 may_repeat=lambda: not live.begun,
             )
         except ApiError as error:
-            if live.cancelled.is_set() and not isinstance(error, Abandoned):
-                raise Abandoned() from error
+            if live.cancelled.is_set() and not isinstance(error, Abandoned | Draining):
+                raise _reason(live) from error
             raise
         return self._cache.store(request, answer)
 
@@ -105,6 +105,11 @@ class Streaming:
                     live.pass_on(delta)
         except BaseException as failure:
             if live.cancelled.is_set():
-                raise Abandoned(maybe_billed=may_be_billed(failure)) from failure
+                raise _reason(live, maybe_billed=may_be_billed(failure)) from failure
             raise
         return source.answer
+
+
+def _reason(live: LiveStream, *, maybe_billed: bool = False) -> ApiError:
+    """Return why a stream was cancelled: its client has left, or the service ends."""
+    return Draining(maybe_billed=maybe_billed) if live.stopped else Abandoned(maybe_billed=maybe_billed)

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 SERVICE_SCOPE = "service"
 
 
+KEY_SCOPE_PREFIX = "key:"
+
+
 def key_scope(key: str) -> str:
     """Return the budget scope of the API key named `key`."""
-    return f"key:{key}"
+    return f"{KEY_SCOPE_PREFIX}{key}"
 
 
 @dataclass(frozen=True, slots=True)

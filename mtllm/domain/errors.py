@@ -100,7 +100,10 @@ class Unauthorized(ApiError):
 
 
 class BudgetExceeded(ApiError):
-    """The day's budget cannot cover this request's upper bound. Days are UTC."""
+    """The day's budget cannot cover this request's upper bound. Days are UTC.
+
+    `details` have the scope ("service" or "key"), and in dollars what is the limit, spent, reserved and needed.
+    """
 
     status, code = 402, "budget_exceeded"
     sentence = "The daily budget cannot cover this request; it resets at 00:00 UTC."
@@ -146,7 +149,17 @@ class UnsupportedMediaType(ApiError):
     """The body is not declared as JSON."""
 
     status, code = 415, "unsupported_media_type"
-    sentence = "The request body must be sent as Content-Type: application/json."
+    sentence = "The request body must be sent as Content-Type: application/json in UTF-8."
+
+
+class UnsupportedEncoding(UnsupportedMediaType):
+    """The body is compressed in a way that is not read here."""
+
+    sentence = "The request body must be plain, or have Content-Encoding gzip or deflate."
+
+    def headers(self) -> Mapping[str, str]:
+        """Return `Accept-Encoding`, what a body may be sent in (RFC 9110, section 12.5.3)."""
+        return {"Accept-Encoding": "gzip, deflate, identity"}
 
 
 class ContentBlocked(ApiError):
@@ -212,10 +225,14 @@ class Overloaded(Unavailable):
 
 
 class Draining(Unavailable):
-    """The service is shutting down."""
+    """The service is shutting down. `maybe_billed`: it has cut a call to Gemini for that."""
 
     code = "draining"
     sentence = "The service is shutting down; another instance will take the request."
+
+    def __init__(self, sentence: str | None = None, *, retry_after: float = 1.0, maybe_billed: bool = False) -> None:
+        super().__init__(sentence, retry_after=retry_after)
+        self.maybe_billed = maybe_billed
 
 
 class LedgerUnavailable(Unavailable):
@@ -328,7 +345,7 @@ class UpstreamTimeout(UpstreamFailure):
 
 def may_be_billed(failure: BaseException) -> bool:
     """Return whether Gemini may charge for a call that ended with `failure`; of a defect of ours nobody knows."""
-    return failure.maybe_billed if isinstance(failure, UpstreamFailure | Abandoned) else True
+    return failure.maybe_billed if isinstance(failure, UpstreamFailure | Abandoned | Draining) else True
 
 
 def wrap_defect(defect: Exception) -> InternalError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mtllm.domain.completion import Origin, StoredAnswer
+from mtllm.domain.errors import FieldError
 from mtllm.domain.findings import Finding
 from mtllm.domain.money import NO_AMOUNT, Amount
 
@@ -47,6 +48,10 @@ class RequestEvent:
     findings: tuple[Finding, ...] = ()
     fault: BaseException | None = None
     note: str | None = None
+    upstream: tuple[str, ...] = ()
+    """Why Gemini failed, in fixed words that quote nobody."""
+    details: tuple[FieldError, ...] = ()
+    """The bad fields of a refused request."""
 
     @property
     def is_error(self) -> bool:

@@ -13,6 +13,7 @@ from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from typing import Any
 
 from mtllm.domain.errors import (
+    Draining,
     ModelUnavailable,
     Retry,
     UpstreamAuthFailed,
@@ -102,14 +103,15 @@ def translate_failures(call: BoundedCall) -> Iterator[None]:
     except UpstreamFailure:
         raise
     except Exception as cause:
+        if call.cut_by is Cut.CANCEL:
+            # Whoever cancelled knows better why: the service, or a client.
+            raise Draining(maybe_billed=call.sent) from cause
         failure = _failure_of(call, cause)
         failure.cause_words = tuple(dict.fromkeys(type(error).__name__ for error in _causes(cause)))[:4]
         raise failure from cause
 
 
 def _failure_of(call: BoundedCall, cause: Exception) -> UpstreamFailure:
-    if call.cut_by is Cut.CANCEL:
-        return UpstreamError("The call was cancelled.", maybe_billed=call.sent)
     if call.cut_by is Cut.DEADLINE or call.remaining <= 0:
         return UpstreamTimeout(breaks=True, maybe_billed=call.sent)
     if not call.sent:

@@ -69,6 +69,7 @@ class Api(Flask):
         self._clients = service.clients
         self._bursts = service.bursts
         self._spend = service.spend
+        self._keys = service.keys
         self._cors = Cors(self, settings, headers.EXPOSED)
         self._guard = Guard(settings, service.keys)
         self._task_endpoint = TaskEndpoint(
@@ -171,7 +172,8 @@ class Api(Flask):
         for name, value in own:
             if name == "Content-Length":
                 exchange.length = int(value)
-        own += exchange.headers(self._spend.total(), self.monotonic())
+        overall = self._spend.total() if exchange.key is not None or self._keys.open else None
+        own += exchange.headers(overall, self.monotonic())
         own += self._cors.headers(exchange.environ)
         return start_response(status, own, exc_info)
 

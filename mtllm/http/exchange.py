@@ -7,7 +7,7 @@ from typing import Any
 from flask import request
 
 from mtllm.domain.completion import Completion, Origin
-from mtllm.domain.errors import ApiError
+from mtllm.domain.errors import ApiError, UpstreamFailure
 from mtllm.domain.events import RequestEvent
 from mtllm.domain.findings import Finding
 from mtllm.domain.limits import Verdict
@@ -82,8 +82,11 @@ class Exchange:
         if error.status == 500:
             self.fault = error.__cause__
 
-    def headers(self, overall: int, now: float) -> Headers:
-        """Return every header of ours, given the nano-dollars spent since the start and the monotonic time."""
+    def headers(self, overall: int | None, now: float) -> Headers:
+        """Return every header of ours, given the nano-dollars spent since the start and the monotonic time.
+
+        `overall` is None for a caller who may not know what everybody spends.
+        """
         completion = self.completion
         rendered = [("X-Request-ID", self.request_id), *headers.STATIC]
         rendered += headers.money(completion, overall)
@@ -117,6 +120,8 @@ class Exchange:
             findings=self.findings,
             fault=self.fault,
             note=self.error.message if self.error else None,
+            upstream=self.error.cause_words if isinstance(self.error, UpstreamFailure) else (),
+            details=self.error.details if self.error else (),
         )
         if completion is not None:
             receipt, answer = completion.receipt, completion.answer

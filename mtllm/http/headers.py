@@ -57,10 +57,14 @@ _NOTHING = (
 STATIC = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"))
 
 
-def money(completion: Completion | None, overall: int) -> Headers:
-    """Return costs and tokens, zeros without a completion. `overall` is the nano-dollars since the start."""
+def money(completion: Completion | None, overall: int | None) -> Headers:
+    """Return costs and tokens, zeros without a completion.
+
+    `overall` is the nano-dollars since the start, None for a caller who may not know what everybody spends.
+    """
+    spent = [] if overall is None else [("X-Cost-Overall", format_usd(overall))]
     if completion is None:
-        return [*_NOTHING, ("X-Cost-Overall", format_usd(overall))]
+        return [*_NOTHING, *spent]
     usage, cost = completion.receipt.amount.usage, completion.receipt.amount.cost
     total = cost.total
     return [
@@ -71,7 +75,7 @@ def money(completion: Completion | None, overall: int) -> Headers:
         ("X-Tokens-Input", str(usage.input)),
         ("X-Tokens-Output", str(usage.output)),
         ("X-Cached", "true" if completion.cached else "false"),
-        ("X-Cost-Overall", format_usd(overall)),
+        *spent,
     ]
 
 

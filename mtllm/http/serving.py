@@ -12,12 +12,9 @@ from mtllm import process
 from mtllm.billing.prices import Price
 from mtllm.domain.money import NANO, exact_usd
 from mtllm.http.application import Api
+from mtllm.http.body import BODY_LIMITS
 from mtllm.settings import Settings
 from mtllm.wiring import slots
-
-BODY_LIMITS = 4
-"""waitress refuses bodies in words of its own; its limit lies so many times above ours, whose answer is JSON."""
-
 
 CONNECTIONS = 1000
 DESCRIPTORS = 4 * CONNECTIONS
@@ -57,6 +54,7 @@ def _listening(app: Api, settings: Settings) -> Any:
             channel_timeout=30,
             channel_request_lookahead=1,  # a client that leaves is noticed while its stream is silent
             asyncore_use_poll=True,  # select() ends at 1,024 descriptors
+            # in words of its own it refuses only what is far above our limit, whose answer is JSON
             max_request_body_size=BODY_LIMITS * settings.max_request_bytes,
             max_request_header_size=32 * 1024,
             clear_untrusted_proxy_headers=settings.trusted_proxies == 0,

@@ -21,7 +21,9 @@ KEEP_ALIVE_SECONDS = 10.0
 LOOK_SECONDS = 0.25
 """How often a silent stream looks whether its client is still there."""
 
-KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE = b": keep-alive\n"
+"""A comment with one line end. Behind a second one, the commonest client for browsers reports a message without data
+(@microsoft/fetch-event-source 2.0.1), and a page that parses each message would ask, and pay, again."""
 
 
 class EventBody:
@@ -104,7 +106,8 @@ def _end(exchange: Exchange, completion: Completion) -> Iterator[bytes]:
     assert completion.answer is not None  # noqa: S101  # an answer or an error, by construction
     if completion.cached:
         yield _data({"delta": completion.answer.text})
-    yield b"event: done\n" + _data(json.loads(completion.answer.body) | {"cost": _cost(completion)})
+    said = {"cost": _cost(completion), "cached": completion.cached, "request_id": exchange.request_id}
+    yield b"event: done\n" + _data(json.loads(completion.answer.body) | said)
 
 
 def _cost(completion: Completion) -> dict[str, Any]:
@@ -118,4 +121,5 @@ def _cost(completion: Completion) -> dict[str, Any]:
 
 
 def _data(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n"
+    """Return an event in ASCII: clients of `str.splitlines` (httpx) end a line at U+2028 and its like too."""
+    return b"data: " + json.dumps(value).encode() + b"\n\n"

@@ -15,6 +15,7 @@ from mtllm.domain.caller import Caller
 from mtllm.domain.completion import CacheControl, Completion
 from mtllm.domain.errors import ApiError
 from mtllm.http import sse
+from mtllm.http.body import JSON, read_body
 from mtllm.http.error_body import error_body
 from mtllm.http.exchange import Exchange
 from mtllm.http.guard import Guard
@@ -25,7 +26,6 @@ from mtllm.settings import Settings
 from mtllm.tasks import Job, Task, parse
 from mtllm.wiring import AnyLimiter, DailyBudgets
 
-JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
 UNBUFFERED = [("X-Accel-Buffering", "no")]
 """Tells nginx, and what follows it, to pass a stream on as it comes, whatever its configuration says of buffers."""
@@ -75,7 +75,7 @@ class TaskEndpoint:
         if self._lifecycle.draining:
             raise errors.Draining(retry_after=self._lifecycle.seconds_left())
         self._count(exchange)
-        body = _read_body(exchange, self._settings.max_request_bytes)
+        body = read_body(exchange, self._settings.max_request_bytes)
         exchange.job = job = parse(task, body, max_chars=self._settings.max_prompt_chars)
         cache_control = read_cache_control(exchange.environ.get("HTTP_CACHE_CONTROL"))
         key = exchange.key
@@ -121,33 +121,3 @@ def refuse(exchange: Exchange, error: ApiError) -> TaskReply:
     if error.status == 401:
         more.append(("WWW-Authenticate", challenge(exchange.environ.get("PATH_INFO", ""))))
     return TaskReply(error.status, error_body(error, exchange.request_id), JSON, more)
-
-
-def _read_body(exchange: Exchange, limit: int) -> bytes:
-    """Return the request's body. Raises UnsupportedMediaType unless it is JSON, PayloadTooLarge past the limit."""
-    environ = exchange.environ
-    media_type = environ.get("CONTENT_TYPE", "")
-    if media_type != JSON and not _is_json(media_type):
-        raise errors.UnsupportedMediaType
-    declared = environ.get("CONTENT_LENGTH")
-    if not declared:  # a server that passes a chunked body on says that the input ends by itself
-        body: bytes = environ["wsgi.input"].read(limit + 1) if environ.get("wsgi.input_terminated") else b""
-    elif not declared.isdecimal():
-        raise errors.InvalidRequest("Content-Length is not a number.")
-    elif int(declared) <= limit:
-        body = environ["wsgi.input"].read(int(declared))
-    else:
-        raise _too_large(limit)
-    exchange.request_bytes = len(body)
-    if len(body) > limit:
-        raise _too_large(limit)
-    return body
-
-
-def _too_large(limit: int) -> ApiError:
-    return errors.PayloadTooLarge(f"The request body is longer than {limit} bytes.")
-
-
-def _is_json(media_type: str) -> bool:
-    essence = media_type.partition(";")[0].strip().lower()
-    return essence == JSON or (essence.startswith("application/") and essence.endswith("+json"))

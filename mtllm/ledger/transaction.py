@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from operator import add
 from typing import NamedTuple
 
-from mtllm.domain.caller import Budget
-from mtllm.domain.errors import BudgetExceeded, LedgerUnavailable
+from mtllm.domain.caller import KEY_SCOPE_PREFIX, SERVICE_SCOPE, Budget
+from mtllm.domain.errors import BudgetExceeded, FieldError, LedgerUnavailable
+from mtllm.domain.money import exact_usd
 from mtllm.ledger.engine import Connection, Engine, Row, Value
 from mtllm.ledger.records import OK, OPEN, Attempt, BudgetState, Hit, Settlement, scopes_of
 
@@ -175,8 +176,10 @@ _INSERT_OPEN = f"""
 _SETTLE = """
     UPDATE entries SET status = ?, model = ?, input_tokens = ?, cached_input_tokens = ?, output_tokens = ?,
         input_cost = ?, output_cost = ?, total_cost = ?, estimated = ?, unpriced = ?,
-        input_price = ?, cached_input_price = ?, output_price = ?, reserved = bound * ?
+        input_price = ?, cached_input_price = ?, output_price = ?,
+        reserved = CASE WHEN bound > ? THEN (bound - ?) * ? ELSE 0 END
     WHERE id = ? AND status IN ('open', 'unsettled') RETURNING at, task, client, key_name, bound, reserved"""
+_RESERVED_BY_OPEN = "SELECT COALESCE(SUM(reserved), 0) FROM entries WHERE status = 'open' AND at >= ?"
 _HIT = "(?, 0, ?, 0, ?, ?, ?, ?, 'hit', ?, ?, ?, ?)"
 _INSERT_HIT = f"""
     INSERT INTO entries (at, deadline, request_id, attempt, task, client, key_name, model, status, shared,
@@ -265,6 +268,8 @@ class LedgerTransaction:
                 None if price is None else price.input,
                 None if price is None else price.cached_input,
                 None if price is None else price.output,
+                cost.total,
+                cost.total,
                 int(end.keep_reservation),
                 row_id,
             ),
@@ -344,7 +349,15 @@ class LedgerTransaction:
             self._budgets[key] = BudgetState(*row)
         state = self._budgets[key].plus(self._budget_changes.get(key, _UNCHANGED))
         if state.spent + state.reserved + amount > budget.limit:
-            raise BudgetExceeded(retry_after=DAY - at % (DAY * MICROSECONDS) / MICROSECONDS)
+            raise _refusal(budget, state, amount, self._reserved_by_open(budget, at), at)
+
+    def _reserved_by_open(self, budget: Budget, at: int) -> int:
+        """Return the part of a budget's reservations that goes back when the calls under way have ended."""
+        begin = day_of(at) * DAY * MICROSECONDS
+        key = budget.scope.removeprefix(KEY_SCOPE_PREFIX)
+        wanted, values = ("", (begin,)) if budget.scope == SERVICE_SCOPE else (" AND key_name = ?", (begin, key))
+        [row] = self._connection.execute(_RESERVED_BY_OPEN + wanted, values)
+        return int(row[0])
 
     def _count_settled(self) -> None:
         """Count what was settled so far: which rows those were is known only when they have come."""
@@ -376,3 +389,35 @@ class LedgerTransaction:
 
 def _minute_of(at: int) -> int:
     return at // (MINUTE * MICROSECONDS) * MINUTE
+
+
+RESERVED_SECONDS = 35.0
+"""How long to wait for others' reservations: a call and its settlement take no longer by default."""
+
+
+def _refusal(budget: Budget, state: BudgetState, needed: int, reserved_by_open: int, at: int) -> BudgetExceeded:
+    """Return the refusal of a call, with what would help: another request, a moment, or the next day."""
+    seconds_to_midnight = DAY - at % (DAY * MICROSECONDS) / MICROSECONDS
+    scope = "service" if budget.scope == SERVICE_SCOPE else "key"
+    amounts = {"limit": budget.limit, "spent": state.spent, "reserved": state.reserved, "needed": needed}
+    details = (
+        FieldError("scope", scope),
+        *(FieldError(f"{name}_usd", exact_usd(amount)) for name, amount in amounts.items()),
+    )
+    if needed > budget.limit:
+        return BudgetExceeded(
+            "This request may cost more than the whole daily budget: lower max_output_tokens or shorten the prompt.",
+            details=details,
+        )
+    if state.spent + state.reserved - reserved_by_open + needed <= budget.limit:
+        return BudgetExceeded(
+            "Requests under way have reserved what is left of the daily budget: try again when they have ended, or "
+            "lower max_output_tokens.",
+            retry_after=min(RESERVED_SECONDS, seconds_to_midnight),
+            details=details,
+        )
+    return BudgetExceeded(
+        "The daily budget cannot cover this request: it resets at 00:00 UTC, or lower max_output_tokens.",
+        retry_after=seconds_to_midnight,
+        details=details,
+    )

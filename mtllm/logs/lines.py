@@ -123,7 +123,12 @@ class Lines:
         fault = self._redactor.show(traceback_of(event.fault, with_messages=self._prompts != "off"), FAULT_BYTES)
         note = self._redactor.show(event.note, TEXT_BYTES)
         code = self._name(event.code)
-        return f'{head},"code":{code},"attempts":{event.attempts},"note":{note},"fault":{fault}}}\n'
+        upstream = ",".join(self._name(word) for word in event.upstream)
+        fields = ",".join(self._redactor.show(f"{bad.field}: {bad.message}", TEXT_BYTES) for bad in event.details)
+        return (
+            f'{head},"code":{code},"attempts":{event.attempts},"note":{note},"upstream":[{upstream}]'
+            f',"details":[{fields}],"fault":{fault}}}\n'
+        )
 
     def _security(self, event: RequestEvent, head: str) -> Iterator[str]:
         for found in event.findings[:MAX_FINDINGS]:

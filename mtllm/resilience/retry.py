@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import TypeVar
 
 from mtllm.domain.errors import Retry, UpstreamFailure, UpstreamInvalidAnswer
@@ -96,7 +97,9 @@ class Retrier:
     """Repeats an attempt for as long as that can help.
 
     `max_attempts` counts the first one too. `wait` sleeps; when it returns true (as `Event.wait` does once the event
-    is set), no further attempt is made. `random` gives the jitter, from 0 to 1. Thread-safe.
+    is set), no further attempt is made. `max_wait_seconds` bounds what all the waits that Gemini asks of one request
+    add up to: a longer one is for its caller to wait, and holds no slot. `random` gives the jitter, from 0 to 1.
+    Thread-safe.
     """
 
     def __init__(
@@ -104,11 +107,13 @@ class Retrier:
         *,
         max_attempts: int,
         budget: RetryBudget,
+        max_wait_seconds: float = inf,
         monotonic: Callable[[], float] = time.monotonic,
         wait: Callable[[float], bool | None] = time.sleep,
         random: Callable[[], float] = _random.random,
     ) -> None:
         self._max_attempts = max_attempts
+        self._max_wait_seconds = max_wait_seconds
         self._budget = budget
         self._monotonic = monotonic
         self._wait = wait
@@ -133,7 +138,7 @@ class Retrier:
         """
         self._budget.count_call()
         wait = wait or self._wait
-        number, once_used = made + 1, False
+        number, once_used, asked_for = made + 1, False, 0.0
         while True:
             try:
                 return attempt()
@@ -141,7 +146,9 @@ class Retrier:
                 if may_repeat is not None and not may_repeat():
                     raise
                 pause = self._pause(failure, number)
+                asked_for += failure.wait or 0.0
                 useless = failure.retry is Retry.NEVER or (failure.retry is Retry.ONCE and once_used)
+                useless = useless or asked_for > self._max_wait_seconds
                 if useless or not self._may_retry(number, pause, deadline) or wait(pause):
                     if failure.wait is not None:
                         failure.retry_after = failure.wait
@@ -154,9 +161,14 @@ class Retrier:
         return made < self._max_attempts
 
     def _pause(self, failure: UpstreamFailure, number: int) -> float:
-        if failure.wait is not None:
-            return failure.wait * (1 + SPREAD * self._random())
-        return self._random() * min(CAP_SECONDS, BASE_SECONDS * 2.0 ** (number - 1))
+        """Return the seconds until the next attempt: what Gemini asks for, but no less than our own pause.
+
+        A connection that was closed while idle (a wait of 0) is replaced at once.
+        """
+        if failure.wait == 0.0:
+            return 0.0
+        own = self._random() * min(CAP_SECONDS, BASE_SECONDS * 2.0 ** (number - 1))
+        return own if failure.wait is None else max(own, failure.wait * (1 + SPREAD * self._random()))
 
     def _may_retry(self, number: int, pause: float, deadline: float) -> bool:
         """Return whether a retry helps; the budget is asked last, so that only a retry which is made is counted."""

@@ -42,6 +42,8 @@ class ErrorSeen:
     method: str
     path: str
     request_id: str
+    client: str
+    """The API key's name, else the address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Recent:
             self._note_error(event.code, event)
 
     def _note_error(self, code: str, event: RequestEvent) -> None:
-        seen = ErrorSeen(event.timestamp, event.status, event.method, event.path, event.request_id)
+        seen = ErrorSeen(event.timestamp, event.status, event.method, event.path, event.request_id, event.client)
         with self._lock:
             self._errors.setdefault(code, deque(maxlen=ERRORS_KEPT)).append(seen)
 

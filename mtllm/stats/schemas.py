@@ -93,6 +93,8 @@ def stream_end(task: Task) -> type[DescribedBody]:
         __base__=task_answer(task),
         __doc__=f"Data of `event: done`: the whole answer of POST {task.path}, and its cost.",
         cost=(StreamCost, ...),
+        cached=(bool, ...),
+        request_id=(str, ...),
     )
 
 

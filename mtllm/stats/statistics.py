@@ -35,7 +35,9 @@ def collect_statistics(sources: StatsSources, caller: ApiKey | None) -> schemas.
         budget=_budget(sources),
         breaker=_breaker(sources),
         admission=_admission(sources),
-        last_errors=[_errors(code, seen, observed, sources.settings.secrets) for code, seen in latest.items()],
+        last_errors=[
+            _errors(code, _visible(seen, caller), observed, sources.settings.secrets) for code, seen in latest.items()
+        ],
         caller=schemas.CallerFigures(key=caller.name if caller else None, admin=caller is not None and caller.admin),
         service=schemas.ServiceFigures(
             model=sources.settings.gemini_model,
@@ -174,6 +176,13 @@ def _errors(
     return schemas.ErrorFigures(
         code=code, count=observed.errors(code), latest=[_as_body(error, secrets) for error in reversed(latest)]
     )
+
+
+def _visible(errors: tuple[ErrorSeen, ...], caller: ApiKey | None) -> tuple[ErrorSeen, ...]:
+    """Return the errors that a caller may see: a key its own, the admin and a service without keys all."""
+    if caller is None or caller.admin:
+        return errors
+    return tuple(error for error in errors if error.client == caller.name)
 
 
 def _as_body(error: ErrorSeen, secrets: tuple[str, ...]) -> schemas.SeenError:
