@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,12 +20,12 @@ from hypothesis import strategies as st
 
 from app import Api
 from mtllm.bulk.command import main
-from mtllm.bulk.journal import Journal
+from mtllm.bulk.journal import RunJournal
 from mtllm.bulk.run import fill
 from mtllm.bulk.tables import COLUMNS, Outcome, TableError, open_table
 from mtllm.client import Reply, TokenCount, Unreachable
 from tests.scripted_gemini import ScriptedGemini
-from tests.serving import PROJECT, eventually, free_port, serving
+from tests.serving import PATIENCE, PROJECT, eventually, free_port, serving
 
 DONE = Outcome("fine", "model", 1_500, None)
 
@@ -69,7 +71,7 @@ class Asked:
 
 def run(source: Path, output: Path, ask: Callable[[str], Reply], job: str = "job") -> None:
     """One run without a command line."""
-    with Journal(output.with_suffix(".journal"), job) as journal:
+    with RunJournal(output.with_suffix(".journal"), job) as journal:
         fill(
             open_table(source, "text"),
             ask,
@@ -103,7 +105,7 @@ def test_a_row_that_is_refused_does_not_end_the_run(url: str, tmp_path: Path) ->
     lines = output.read_bytes().split(b"\n")
     assert lines[0].startswith(b'{"n": 1.50, "text": "one", "answer": ')
     first, second = (json.loads(line) for line in lines[:2])
-    assert (first["error"], second["answer"], second["cost"]) == (None, None, "0")
+    assert (first["error"], second["answer"], second["cost"]) == (None, None, "0.000000000")
     assert second["error"].startswith("invalid_request: ")
 
 
@@ -132,14 +134,18 @@ def test_a_journal_that_ends_in_mid_line_is_cut_back(tmp_path: Path, cut: int) -
     assert len(read(output)) == 11
 
 
-def test_kill_nine_and_the_same_command_again(url: str, tmp_path: Path, gemini: ScriptedGemini) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_stop_and_the_same_command_again(
+    url: str, tmp_path: Path, gemini: ScriptedGemini, number: signal.Signals, status: int
+) -> None:
     """The second run goes on; Gemini is asked once for each text, and the output is that of a run in peace."""
     source, output = table_of(tmp_path, 300), tmp_path / "out.csv"
     command = [sys.executable, str(PROJECT / "bulk.py"), *arguments(source, output, "--url", url)]
     journal = tmp_path / "out.csv.journal"
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         assert eventually(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 20)
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == status
     assert not output.exists()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert " 0 from an earlier run" not in done.stdout
@@ -202,7 +208,7 @@ def test_blank_lines_are_rows_only_in_one_column(tmp_path: Path) -> None:
     assert [row.text for row in open_table(path, "text").rows()] == ["a", "b"]
 
 
-CELLS = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
+CELLS = st.text(st.characters(codec="utf-8"), max_size=8)
 
 
 @given(
@@ -221,3 +227,51 @@ def test_any_dialect_goes_through(rows: Sequence[tuple[str, str]], delimiter: st
         table = open_table(source, "text")
         output.write_bytes(table.head() + b"".join(table.line(row, DONE) for row in table.rows()))
         assert [tuple(row[:2]) for row in read(output)[1:]] == list(rows)
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """Only the rows in flight are held: far less than what is written."""
+
+    def ask(text: str) -> Reply:
+        return Reply("a" * 2_000, "m", TokenCount(1, 1, "gemini"), 10, False, "r", "stop")
+
+    output = tmp_path / "out.csv"
+    source = table_of(tmp_path, 4_000)
+    tracemalloc.start()
+    try:
+        run(source, output, ask)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < output.stat().st_size / 8
+
+
+def test_a_full_disk_loses_nothing(url: str, tmp_path: Path, gemini: ScriptedGemini) -> None:
+    """The run ends with a reason; with room again the same command goes on and buys nothing twice."""
+    source, output = table_of(tmp_path, 60), tmp_path / "out.csv"
+    given = arguments(source, output, "--url", url)
+    small = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
+    program = f"{small}from mtllm.bulk.command import main; sys.exit(main({given!r}))"
+    full = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert full.returncode == 1, full.stderr
+    assert "goes on where this one stopped" in full.stderr
+    assert main(given) == 0
+    assert len(read(output)) == 61
+    assert len(gemini.calls) == 60
+
+
+def test_the_commands_of_the_page_work(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What docs/bulk.md shows is run as it stands, against another address."""
+    page = (PROJECT / "docs" / "bulk.md").read_text()
+    commands = [shlex.split(line)[2:] for line in page.splitlines() if line.startswith("python bulk.py")]
+    assert commands
+    monkeypatch.chdir(tmp_path)
+    Path("reviews.csv").write_text("id,text\na1,one\n")
+    Path("prompts.jsonl").write_text('{"prompt": "one"}\n')
+    for command in commands:
+        status = main([*command, "--url", url])
+        assert status == 0, capsys.readouterr().err

@@ -8,13 +8,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 from pathlib import Path
 from threading import Event
 
-from mtllm.bulk.journal import Journal, JournalError
+from mtllm.bulk.journal import JournalError, RunJournal
 from mtllm.bulk.run import Ask, Tally, fill
-from mtllm.bulk.tables import TableError, open_table
+from mtllm.bulk.tables import TableError, dollars, open_table
 from mtllm.client import Client, ClientError, Unreachable
 
 EXIT_STOPPED, EXIT_INTERRUPTED = 1, 130
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{category}: {count}")
     print(
         f"{tally.rows} rows in {options.output}: {tally.errors} with errors, {tally.resumed} from an earlier run, "
-        f"${_dollars(tally.cost)} in all, ${_dollars(tally.bought)} now"
+        f"${dollars(tally.cost)} in all, ${dollars(tally.bought)} now"
     )
     return 0
 
@@ -58,7 +57,7 @@ def _run(options: argparse.Namespace) -> Tally:
 
     with (
         Client(options.url, key=key, patience=options.patience, sleep=sleep) as client,
-        Journal(journal_path, json.dumps(asked)) as journal,
+        RunJournal(journal_path, json.dumps(asked)) as journal,
     ):
         return fill(
             table,
@@ -93,7 +92,7 @@ def _progress(total: int) -> Callable[[Tally], None]:
         told = now
         rate = (tally.rows - tally.resumed) / (now - begun)
         left = f"{(total - tally.rows) / rate:.0f} s left" if rate else "time left unknown"
-        line = f"{tally.rows}/{total} rows, ${_dollars(tally.cost)}, {rate:.1f} rows/s, {left}"
+        line = f"{tally.rows}/{total} rows, ${dollars(tally.cost)}, {rate:.1f} rows/s, {left}"
         bar = f"[{'#' * (30 * tally.rows // total):30}] "
         end = "\n" if not on_terminal or tally.rows == total else ""
         print(f"\r{bar}{line}\x1b[K" if on_terminal else line, end=end, file=sys.stderr, flush=True)
@@ -104,10 +103,6 @@ def _progress(total: int) -> Callable[[Tally], None]:
 def _tell_stop(reason: str, status: int) -> int:
     print(f"{reason}\nNothing is lost: the same command goes on where this one stopped.", file=sys.stderr)
     return status
-
-
-def _dollars(nano: int) -> str:
-    return f"{Decimal(nano).scaleb(-9):f}"
 
 
 def _positive(text: str) -> int:

@@ -16,7 +16,7 @@ class JournalError(Exception):
     """The journal belongs to another run; the message says what to do."""
 
 
-class Journal:
+class RunJournal:
     """A file of one line for each row that is done, in the order in which they were done.
 
     `job` is what changes the answers. Raises JournalError when the file is another job's or in use, and OSError.

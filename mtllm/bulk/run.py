@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from mtllm.bulk.journal import Journal, JournalReader
+from mtllm.bulk.journal import JournalReader, RunJournal
 from mtllm.bulk.tables import Outcome, Row, Table, force
 from mtllm.client import Refused, Reply
 
@@ -55,7 +55,7 @@ def fill(
     table: Table,
     ask: Ask,
     output: Path,
-    journal: Journal,
+    journal: RunJournal,
     *,
     concurrency: int,
     limit: int | None,
@@ -118,7 +118,7 @@ def _outcome(ask: Ask, text: str) -> Outcome:
     return Outcome(reply.text, reply.model, reply.cost, None)
 
 
-def _keep_what_was_bought(window: deque[Pending], journal: Journal) -> None:
+def _keep_what_was_bought(window: deque[Pending], journal: RunJournal) -> None:
     """Begin nothing more, and put into the journal what is answered still."""
     asked = [(row, found) for row, found in window if isinstance(found, Future) and not found.cancel()]
     wait([found for _, found in asked])

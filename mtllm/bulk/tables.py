@@ -40,9 +40,10 @@ class Outcome:
     cost: int
     error: str | None
 
-    def dollars(self) -> str:
-        """Return the cost in dollars, exactly, without an exponent."""
-        return f"{Decimal(self.cost).scaleb(-9):f}"
+
+def dollars(nano: int) -> str:
+    """Return an amount of nano-dollars in dollars, with nine decimals."""
+    return f"{Decimal(nano).scaleb(-9):f}"
 
 
 class Table(Protocol):
@@ -104,7 +105,7 @@ class CsvTable:
 
     def line(self, row: Row, outcome: Outcome) -> bytes:
         """Return the row; an answer that a spreadsheet would take for a formula gets an apostrophe."""
-        added = (_cell(outcome.answer), _cell(outcome.model), outcome.dollars(), _cell(outcome.error))
+        added = (_cell(outcome.answer), _cell(outcome.model), dollars(outcome.cost), _cell(outcome.error))
         return _csv_line([*row.source, *added])
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
@@ -152,7 +153,12 @@ class JsonLines:
 
     def line(self, row: Row, outcome: Outcome) -> bytes:
         """Return the line with the answer's keys before its end; every key is in every row."""
-        added = {"answer": outcome.answer, "model": outcome.model, "cost": outcome.dollars(), "error": outcome.error}
+        added = {
+            "answer": outcome.answer,
+            "model": outcome.model,
+            "cost": dollars(outcome.cost),
+            "error": outcome.error,
+        }
         return f"{row.source[0][:-1].rstrip()}, {json.dumps(added)[1:]}\n".encode()
 
     def _row(self, number: int, count: int, line: bytes) -> Row:
