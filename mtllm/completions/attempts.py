@@ -156,5 +156,5 @@ def _read(job: Job, answer: Answer) -> tuple[str, ApiError | None]:
         return "", answer.failure
     try:
         return job.task.read(job.instruction, answer), None
-    except UpstreamInvalidAnswer as failure:
+    except (MaxOutputTokensTooSmall, UpstreamInvalidAnswer) as failure:
         return "", failure

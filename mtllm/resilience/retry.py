@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TypeVar
 
-from mtllm.domain.errors import Retry, UpstreamFailure, UpstreamInvalidAnswer
+from mtllm.domain.errors import MaxOutputTokensTooSmall, Retry, UpstreamFailure, UpstreamInvalidAnswer
 
 BASE_SECONDS = 0.5
 """The longest wait before the first retry; it doubles with each further one."""
@@ -189,14 +189,15 @@ class Retrier:
 
 
 def run_with_repairs(ask: Callable[[], T], repairs: int, *, may_repair: Callable[[], bool] = lambda: True) -> T:
-    """Return what `ask()` returns, asking again up to `repairs` times for an answer that cannot be used.
+    """Return what `ask()` returns, asking again up to `repairs` times for an answer invalid or cut.
 
-    Raises the last UpstreamInvalidAnswer, or the first that `may_repair()` gives up, and whatever else `ask` raises.
+    Raises the last UpstreamInvalidAnswer or MaxOutputTokensTooSmall, or the first that `may_repair()` gives up, and
+    whatever else `ask` raises.
     """
     for _ in range(repairs):
         try:
             return ask()
-        except UpstreamInvalidAnswer:
+        except (MaxOutputTokensTooSmall, UpstreamInvalidAnswer):
             if not may_repair():
                 raise
     return ask()
