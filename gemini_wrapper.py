@@ -58,7 +58,11 @@ class GeminiTasks:
             endpoint=settings.gemini_api_endpoint,
             kind=settings.gemini_client,
         )
-        self._retrier = Retrier(max_attempts=settings.gemini_max_attempts, budget=RetryBudget())
+        self._retrier = Retrier(
+            max_attempts=settings.gemini_max_attempts,
+            budget=RetryBudget(),
+            max_wait_seconds=settings.gemini_max_wait_seconds,
+        )
         self._timeout_seconds = settings.gemini_timeout_seconds
         self._max_prompt_chars = settings.max_prompt_chars
 

@@ -23,6 +23,7 @@ from mtllm.domain.errors import (
     FieldError,
     InvalidJson,
     InvalidRequest,
+    MaxOutputTokensTooSmall,
     UpstreamInvalidAnswer,
 )
 
@@ -154,7 +155,7 @@ def _code_only(_instruction: Instruction, answer: Answer) -> str:
 
 def _one_of_the_labels(instruction: Instruction, answer: Answer) -> str:
     if answer.finish_reason is FinishReason.MAX_TOKENS:  # it may be the beginning of a longer label
-        raise UpstreamInvalidAnswer("Gemini's answer was cut before it was one of the categories.")
+        raise MaxOutputTokensTooSmall("Gemini used up its output tokens before the category was complete.")
     if answer.text in instruction.labels:
         return answer.text
     by_stripped = {label.strip(): label for label in instruction.labels}
@@ -179,11 +180,11 @@ class Task:
     """The key of the answer in the response body."""
     instruct: Callable[[Any], Instruction]
     read: Callable[[Instruction, Answer], str]
-    """The answer as the caller gets it; raises UpstreamInvalidAnswer for one that must not be passed on."""
+    """The answer as the caller gets it; raises an ApiError for one that must not be passed on."""
     template_version: int = 1
     """Part of the cache key: raise it when `instruct` changes what the model is told."""
     repairs: int = 0
-    """How often an invalid answer is asked for again."""
+    """How often an answer that is invalid or cut short is asked for again."""
 
     @property
     def streams(self) -> bool:

@@ -485,3 +485,16 @@ def test_a_full_disk_is_unready(client: FlaskClient, monkeypatch: pytest.MonkeyP
     assert ready.status_code == 503
     assert ready.json["checks"]["disk"]["status"] == "fail"
     assert "bytes are free" in ready.json["checks"]["disk"]["reason"]
+
+
+@pytest.mark.parametrize(("second", "status_code", "calls"), [("MAX_TOKENS", 422, 2), ("STOP", 200, 2)])
+def test_a_category_cut_by_the_token_limit_is_asked_for_once_more(
+    make_app: MakeApp, gemini: ScriptedGemini, second: str, status_code: int, calls: int
+) -> None:
+    """It is never handed out or kept: it may be the beginning of a longer one."""
+    gemini.answers(text("positive", finish="MAX_TOKENS"), text("positive", finish=second))
+    asked = {"text": "It was strong.", "categories": ["negative", "positive", "positive-strong"]}
+    answer = make_app().test_client().post("/api/v1/classify/text", json=asked)
+    assert (answer.status_code, gemini.count) == (status_code, calls)
+    if status_code == 422:
+        assert code_of(answer) == "max_output_tokens_too_small"

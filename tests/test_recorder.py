@@ -94,3 +94,25 @@ def test_what_came_of_a_broken_stream_is_charged(ledger: Ledger, attempt: OpenAt
         raise failure
     assert (row_of(ledger).status, row_of(ledger).total_cost) == (failure.code, COST.total)
     assert attempt.receipt.amount.cost == COST
+
+
+@pytest.mark.parametrize(
+    ("failure", "keeps"),
+    [
+        (UpstreamError(maybe_billed=True), True),
+        (UpstreamTimeout(maybe_billed=True), True),
+        (Abandoned(maybe_billed=True), True),
+        (UpstreamError(), False),
+    ],
+)
+def test_a_broken_stream_keeps_the_rest_of_its_reservation(
+    ledger: Ledger, attempt: OpenAttempt, failure: ApiError, keeps: bool
+) -> None:
+    """Its cost is known, what Gemini may bill beyond it is not: cost and reservation together are the bound."""
+    bound = row_of(ledger).reserved
+    attempt.partial = lambda: ANSWER
+    with pytest.raises(type(failure)), attempt:
+        raise failure
+    row = row_of(ledger)
+    assert row.total_cost + row.reserved == (bound if keeps else COST.total)
+    assert bound > COST.total

@@ -243,3 +243,16 @@ def test_a_failure_that_may_not_be_repeated_is_final(retrier: Retrier, clock: Fa
     with pytest.raises(UpstreamUnavailable) as raised:
         retrier.run(attempt, deadline=clock() + 30, may_repeat=lambda: False)
     assert (attempt.calls, waits.seconds, raised.value.retry_after) == (1, [], 1.0)
+
+
+def test_the_waits_of_one_request_add_up_over_its_runs(clock: FakeClock, waits: Waits) -> None:
+    """3 s and 2 s are five; a repair of the same request may not wait any more, and its caller is told."""
+    retrier = Retrier(
+        max_attempts=4, budget=RetryBudget(monotonic=clock), max_wait_seconds=5, monotonic=clock, wait=waits
+    )
+    patience = retrier.patience()
+    retrier.run(Script(overloaded(wait=3.0), overloaded(wait=2.0)), deadline=clock() + 60, patience=patience)
+    again = Script(overloaded(wait=1.0))
+    with pytest.raises(UpstreamUnavailable) as raised:
+        retrier.run(again, deadline=clock() + 60, patience=patience)
+    assert (again.calls, raised.value.retry_after) == (1, 1.0)

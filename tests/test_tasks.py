@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 from app import create_app
 from mtllm import tasks
 from mtllm.domain.completion import Answer, FinishReason, Instruction
-from mtllm.domain.errors import InvalidJson, InvalidRequest, UpstreamInvalidAnswer
+from mtllm.domain.errors import InvalidJson, InvalidRequest, MaxOutputTokensTooSmall, UpstreamInvalidAnswer
 from mtllm.settings import load_settings
 from mtllm.tasks import TASK_BY_NAME, parse, strip_fence
 from tests.scripted_gemini import ScriptedGemini, text
@@ -197,3 +197,10 @@ def test_the_endpoint_is_part_of_the_key() -> None:
     assert len({job.key("model", "", endpoint) for endpoint in endpoints}) == 3
     assert job.key("model", "", "") == job.key("model")
     assert job.key("model", "a", "b") != job.key("model", "b", "a")
+
+
+def test_a_label_cut_short_is_no_label() -> None:
+    """What the token limit cut may be the beginning of a longer label."""
+    asked = Instruction("p", 0, 1, labels=("negative", "positive", "positive-strong"))
+    with pytest.raises(MaxOutputTokensTooSmall):
+        CLASSIFY.read(asked, Answer("positive", "m", None, FinishReason.MAX_TOKENS))

@@ -67,7 +67,14 @@ class Attempts:
         attempt.
         """
         attempt = partial(self._attempt, request, model, ask)
-        retry = partial(self._retrier.run, attempt, deadline=retry_until, wait=wait, may_repeat=may_repeat)
+        retry = partial(
+            self._retrier.run,
+            attempt,
+            deadline=retry_until,
+            wait=wait,
+            may_repeat=may_repeat,
+            patience=self._retrier.patience(),
+        )
         with self._guard():
             return self._repair(request, retry, may_repeat)
 
@@ -149,5 +156,5 @@ def _read(job: Job, answer: Answer) -> tuple[str, ApiError | None]:
         return "", answer.failure
     try:
         return job.task.read(job.instruction, answer), None
-    except UpstreamInvalidAnswer as failure:
+    except (MaxOutputTokensTooSmall, UpstreamInvalidAnswer) as failure:
         return "", failure

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TypeVar
 
-from mtllm.domain.errors import Retry, UpstreamFailure, UpstreamInvalidAnswer
+from mtllm.domain.errors import MaxOutputTokensTooSmall, Retry, UpstreamFailure, UpstreamInvalidAnswer
 
 BASE_SECONDS = 0.5
 """The longest wait before the first retry; it doubles with each further one."""
@@ -93,6 +93,13 @@ class _Recent:
         return self.total
 
 
+@dataclass(slots=True)
+class Patience:
+    """The seconds that one request may still wait because Gemini asks for it. For one thread at a time."""
+
+    left: float
+
+
 class Retrier:
     """Repeats an attempt for as long as that can help.
 
@@ -127,18 +134,20 @@ class Retrier:
         wait: Callable[[float], bool | None] | None = None,
         may_repeat: Callable[[], bool] | None = None,
         made: int = 0,
+        patience: Patience | None = None,
     ) -> T:
         """Return what the first successful `attempt()` returns; `deadline` is in monotonic seconds.
 
         `wait` takes the place of the constructor's for a caller who may lose interest in the meantime. When
         `may_repeat` says no, a failure is final. `made` are the attempts that the request has made before, which count
-        towards the most it may make.
+        towards the most it may make. `patience` is what those have left of it; without one the request begins here.
         Raises the last UpstreamFailure when no retry can help, its `retry_after` being what Gemini asked for, and
         whatever else `attempt` raises at once.
         """
         self._budget.count_call()
         wait = wait or self._wait
-        number, once_used, asked_for = made + 1, False, 0.0
+        patience = patience or self.patience()
+        number, once_used = made + 1, False
         while True:
             try:
                 return attempt()
@@ -146,15 +155,19 @@ class Retrier:
                 if may_repeat is not None and not may_repeat():
                     raise
                 pause = self._pause(failure, number)
-                asked_for += failure.wait or 0.0
+                patience.left -= failure.wait or 0.0
                 useless = failure.retry is Retry.NEVER or (failure.retry is Retry.ONCE and once_used)
-                useless = useless or asked_for > self._max_wait_seconds
+                useless = useless or patience.left < 0
                 if useless or not self._may_retry(number, pause, deadline) or wait(pause):
                     if failure.wait is not None:
                         failure.retry_after = failure.wait
                     raise
                 once_used = once_used or failure.retry is Retry.ONCE
                 number += 1
+
+    def patience(self) -> Patience:
+        """Return what a request has at its beginning."""
+        return Patience(self._max_wait_seconds)
 
     def allows_more_than(self, made: int) -> bool:
         """Return whether a request that has made so many attempts may make another."""
@@ -176,14 +189,15 @@ class Retrier:
 
 
 def run_with_repairs(ask: Callable[[], T], repairs: int, *, may_repair: Callable[[], bool] = lambda: True) -> T:
-    """Return what `ask()` returns, asking again up to `repairs` times for an answer that cannot be used.
+    """Return what `ask()` returns, asking again up to `repairs` times for an answer invalid or cut.
 
-    Raises the last UpstreamInvalidAnswer, or the first that `may_repair()` gives up, and whatever else `ask` raises.
+    Raises the last UpstreamInvalidAnswer or MaxOutputTokensTooSmall, or the first that `may_repair()` gives up, and
+    whatever else `ask` raises.
     """
     for _ in range(repairs):
         try:
             return ask()
-        except UpstreamInvalidAnswer:
+        except (MaxOutputTokensTooSmall, UpstreamInvalidAnswer):
             if not may_repair():
                 raise
     return ask()
