@@ -309,7 +309,7 @@ def _explain(error: ValidationError) -> ApiError:
 def _field_error(problem: Any) -> FieldError:
     field = ".".join(str(part) for part in problem["loc"]) or "body"
     message = _IN_WORDS.get(problem["type"]) or _reword(problem["msg"])
-    return FieldError(field[:MAX_FIELD_NAME_CHARS], message)
+    return FieldError(field[:MAX_FIELD_NAME_CHARS], message, foreign=problem["type"] == "extra_forbidden")
 
 
 def _reword(message: str) -> str:

@@ -46,7 +46,7 @@ CODES = {
 """What a caller's mistake may lead to, whatever it is; `internal_error` is not among them."""
 
 ON_EVERY_ANSWER = (
-    *("X-Request-ID", "X-Cost-Input", "X-Cost-Output", "X-Cost-Total", "X-Cost-Overall", "X-Cost-Nanodollars"),
+    *("X-Request-ID", "X-Cost-Input", "X-Cost-Output", "X-Cost-Total", "X-Cost-Nanodollars"),
     *("X-Tokens-Input", "X-Tokens-Output", "X-Cached", "X-Content-Type-Options", "Cache-Control", "Server-Timing"),
 )
 

@@ -100,7 +100,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.settle(row.row_id, end)
         if row.status in ("open", "unsettled") and not row.pruned:
             row.status, row.model = status, model
-            row.reserved *= keep
+            row.reserved = max(0, row.reserved - cost) * keep
             row.counts = (int(status == "ok"), 0, cost, 2, cost, 0, int(unpriced))
 
     @rule(task=words, client=words, model=words, saved=amounts)

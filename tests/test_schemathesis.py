@@ -62,7 +62,7 @@ def test_the_service_agrees_with_its_document(described: Any, path: str, method:
     allows and for those that it does not."""
 
     def agrees(case: Any) -> None:
-        hypothesis.assume(not _has_a_whole_float(case.body))
+        hypothesis.assume(not _is_from_after_to(case.query or {}))
         hypothesis.assume("only-if-cached" not in str(case.headers))  # 504 is then as it should be
         case.call_and_validate(headers={"X-API-Key": ADMIN_KEY})
 
@@ -70,6 +70,6 @@ def test_the_service_agrees_with_its_document(described: Any, path: str, method:
     BOUNDED(hypothesis.given(case=cases)(agrees))()
 
 
-def _has_a_whole_float(body: Any) -> bool:
-    """To JSON Schema 5.0 is an integer; the service, which takes JSON's types as they are written, refuses it."""
-    return isinstance(body, dict) and isinstance(body.get("max_output_tokens"), float)
+def _is_from_after_to(query: Any) -> bool:
+    """OpenAPI cannot say that one parameter bounds another; /usage refuses such a period. Half a period may be one."""
+    return "from" in query or "to" in query

@@ -34,10 +34,14 @@ MAX_FIELD_NAME_CHARS = 100
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One bad field of a request body: its name (dotted for nested ones) and what is wrong with it."""
+    """One bad field of a request body: its name (dotted for nested ones) and what is wrong with it.
+
+    `foreign`: the name is none of ours, so it may hold anything and goes to the caller alone, not into a log.
+    """
 
     field: str
     message: str
+    foreign: bool = False
 
 
 class ApiError(Exception):

@@ -124,7 +124,8 @@ class Lines:
         note = self._redactor.show(event.note, TEXT_BYTES)
         code = self._name(event.code)
         upstream = ",".join(self._name(word) for word in event.upstream)
-        fields = ",".join(self._redactor.show(f"{bad.field}: {bad.message}", TEXT_BYTES) for bad in event.details)
+        details = (f"{'(not shown)' if bad.foreign else bad.field}: {bad.message}" for bad in event.details)
+        fields = ",".join(self._redactor.show(detail, TEXT_BYTES) for detail in details)
         return (
             f'{head},"code":{code},"attempts":{event.attempts},"note":{note},"upstream":[{upstream}]'
             f',"details":[{fields}],"fault":{fault}}}\n'

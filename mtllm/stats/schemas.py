@@ -451,7 +451,10 @@ HEADERS: dict[str, Header] = {
     "X-Cost-Input": _dollars("Dollars for input tokens, over all attempts of this request; 0 on a hit."),
     "X-Cost-Output": _dollars("Dollars for output tokens, over all attempts of this request; 0 on a hit."),
     "X-Cost-Total": _dollars("Dollars for this request; rounded by itself, so it may differ by 0.000001 from the sum."),
-    "X-Cost-Overall": _dollars("Dollars spent since the service started, this request included; never decreases."),
+    "X-Cost-Overall": _dollars(
+        "Dollars spent since the service started, this request included; never decreases. To known keys alone.",
+        always=False,
+    ),
     "X-Cost-Nanodollars": _count("The exact total of this request in billionths of a dollar.", 170_000, always=True),
     "X-Tokens-Input": _count("Input tokens; on a hit, those of the stored answer.", 12, always=True),
     "X-Tokens-Output": _count("Output tokens, thinking included; on a hit, the stored ones.", 425, always=True),

@@ -63,7 +63,7 @@ class Query:
         self._arguments = arguments
         names = ("from", "to", other)
         self._problems = [
-            FieldError(name[:MAX_FIELD_NAME_CHARS], f"is not known here; there are {', '.join(names)}")
+            FieldError(name[:MAX_FIELD_NAME_CHARS], f"is not known here; there are {', '.join(names)}", foreign=True)
             for name in arguments
             if name not in names
         ]
