@@ -171,7 +171,7 @@ def _security(access: Access, open_to_all: bool) -> list[Json]:
 
 
 def _response(description: str, content: Json, headers: Iterable[str]) -> Json:
-    always = (name for name, header in schemas.HEADERS.items() if header.always)
+    always = (name for name, header in schemas.HEADERS.items() if header.always or name == "X-Cost-Overall")
     return {
         "description": description,
         "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in (*always, *headers)},
