@@ -379,6 +379,26 @@ def test_a_budget_is_never_passed_and_402_says_when_it_resets(make_app: MakeApp,
     assert gemini.delivered.candidates * 400 + gemini.delivered.prompt * 100 <= 1_000_000
 
 
+def test_a_request_above_the_whole_budget_is_not_told_to_wait(make_app: MakeApp, gemini: ScriptedGemini) -> None:
+    """402 without Retry-After, which names what it needs, what there is, and what helps; Gemini is not asked."""
+    client = make_app(daily_budget_usd="0.0001").test_client()
+    refused = client.post(TEXT, json={"prompt": "long", "max_output_tokens": 8192})
+    assert (refused.status_code, code_of(refused)) == (402, "budget_exceeded")
+    assert "Retry-After" not in refused.headers
+    details = {detail["field"]: detail["message"] for detail in refused.json["details"]}  # type: ignore[index]
+    assert (details["scope"], details["limit"], details["spent"]) == ("service", "0.000100000", "0.000000000")
+    assert float(details["needed"]) > float(details["limit"])
+    assert details["helps"] == "lower max_output_tokens"
+    assert gemini.count == 0
+
+
+def test_what_the_service_spent_is_told_to_known_keys_alone(guarded: FlaskClient) -> None:
+    """X-Cost-Overall is others' spending, too; without keys the service is open and everybody is told."""
+    assert "X-Cost-Overall" in guarded.post(TEXT, json={"prompt": "x"}, headers={"X-API-Key": "a-secret"}).headers
+    assert "X-Cost-Overall" not in guarded.get("/health").headers
+    assert "X-Cost-Overall" not in guarded.post(TEXT, json={"prompt": "x"}, headers={"X-API-Key": "wrong"}).headers
+
+
 def test_usage_and_export_agree_with_stats(guarded: FlaskClient) -> None:
     """By group and row by row."""
     admin = {"X-API-Key": "admin-secret"}

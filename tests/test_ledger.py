@@ -280,10 +280,11 @@ class TestBudgets:
         assert "under way" in refused.value.message
         assert [(detail.field, detail.message) for detail in refused.value.details] == [
             ("scope", "service"),
-            ("limit_usd", "0.000002500"),
-            ("spent_usd", "0.000000000"),
-            ("reserved_usd", "0.000002000"),
-            ("needed_usd", "0.000001000"),
+            ("limit", "0.000002500"),
+            ("spent", "0.000000000"),
+            ("reserved", "0.000002000"),
+            ("needed", "0.000001000"),
+            ("helps", "try again when they have ended, or lower max_output_tokens"),
         ]
         assert len(list(ledger.export(0, 4e9))) == 2
         assert_adds_up(ledger)

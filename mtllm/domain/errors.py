@@ -106,7 +106,7 @@ class Unauthorized(ApiError):
 class BudgetExceeded(ApiError):
     """The day's budget cannot cover this request's upper bound. Days are UTC.
 
-    `details` have the scope ("service" or "key"), and in dollars what is the limit, spent, reserved and needed.
+    `details`: scope ("service" or "key"); limit, spent, reserved and needed in dollars; helps, what would.
     """
 
     status, code = 402, "budget_exceeded"

@@ -397,27 +397,20 @@ RESERVED_SECONDS = 35.0
 
 def _refusal(budget: Budget, state: BudgetState, needed: int, reserved_by_open: int, at: int) -> BudgetExceeded:
     """Return the refusal of a call, with what would help: another request, a moment, or the next day."""
-    seconds_to_midnight = DAY - at % (DAY * MICROSECONDS) / MICROSECONDS
-    scope = "service" if budget.scope == SERVICE_SCOPE else "key"
+    until_midnight = DAY - at % (DAY * MICROSECONDS) / MICROSECONDS
+    wait: float | None = until_midnight
+    why, helps = "The daily budget cannot cover this request", "it resets at 00:00 UTC, or lower max_output_tokens"
+    if needed > budget.limit:
+        wait = None
+        why, helps = "This request may cost more than the whole daily budget", "lower max_output_tokens"
+    elif state.spent + state.reserved - reserved_by_open + needed <= budget.limit:
+        wait = min(RESERVED_SECONDS, until_midnight)
+        why = "Requests under way have reserved what is left of the daily budget"
+        helps = "try again when they have ended, or lower max_output_tokens"
     amounts = {"limit": budget.limit, "spent": state.spent, "reserved": state.reserved, "needed": needed}
     details = (
-        FieldError("scope", scope),
-        *(FieldError(f"{name}_usd", exact_usd(amount)) for name, amount in amounts.items()),
+        FieldError("scope", "service" if budget.scope == SERVICE_SCOPE else "key"),
+        *(FieldError(name, exact_usd(amount)) for name, amount in amounts.items()),
+        FieldError("helps", helps),
     )
-    if needed > budget.limit:
-        return BudgetExceeded(
-            "This request may cost more than the whole daily budget: lower max_output_tokens or shorten the prompt.",
-            details=details,
-        )
-    if state.spent + state.reserved - reserved_by_open + needed <= budget.limit:
-        return BudgetExceeded(
-            "Requests under way have reserved what is left of the daily budget: try again when they have ended, or "
-            "lower max_output_tokens.",
-            retry_after=min(RESERVED_SECONDS, seconds_to_midnight),
-            details=details,
-        )
-    return BudgetExceeded(
-        "The daily budget cannot cover this request: it resets at 00:00 UTC, or lower max_output_tokens.",
-        retry_after=seconds_to_midnight,
-        details=details,
-    )
+    return BudgetExceeded(f"{why}: {helps}.", retry_after=wait, details=details)
