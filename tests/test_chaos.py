@@ -78,10 +78,11 @@ def test_money_that_does_not_add_up_is_noticed(
         (Vitals(104.9, 20, 10), True),
         (Vitals(105.1, 20, 10), False),
         (Vitals(94.9, 20, 10), False),
-        (Vitals(100, 21, 10), False),
+        (Vitals(100, 26, 10), True),
+        (Vitals(100, 27, 10), False),
         (Vitals(100, 20, 17), False),
     ],
 )
 def test_growth_is_noticed(after: Vitals, is_right: bool) -> None:
-    """Of memory (5 MB either way), threads, and descriptors beyond the connections that are kept."""
+    """Of memory (5 MB either way), threads and descriptors, beyond those that are kept for later."""
     assert (list(chaos._grown(Vitals(100, 20, 10), after)) == []) is is_right
