@@ -12,6 +12,7 @@ import pytest
 from waitress.server import create_server
 
 from mtllm.http.waitress_server import quicken
+from tests.serving import eventually
 
 PATIENCE = 20.0
 StartResponse = Callable[..., Any]
@@ -218,8 +219,33 @@ def test_more_requests_than_are_looked_ahead_are_all_answered(ports: tuple[int, 
     assert [body for _, _, body in normal(exchange(ports[1], sent).removesuffix(b"<open>"))] == bodies
 
 
-def test_an_operators_larger_number_of_threads_stays() -> None:
+@pytest.mark.parametrize(("threads", "allowed"), [(64, 64), (2, 4)])
+def test_an_operators_larger_number_of_threads_stays(threads: int, allowed: int) -> None:
     """Fewer are raised."""
     with serving(application, quick=False) as (_, server):
-        assert quicken(server, 64) == 64
-        assert quicken(server, 2) == 4
+        assert quicken(server, threads) == allowed
+
+
+class Waiting:
+    """A request in a dispatcher's queue."""
+
+    def __init__(self) -> None:
+        self.served = threading.Event()
+
+    def service(self) -> None:
+        """Note that a thread has come."""
+        self.served.set()
+
+    def cancel(self) -> None:
+        """Never asked for."""
+
+
+def test_what_waits_for_waitresss_threads_is_answered_by_ours() -> None:
+    """All four are taken while the first request has our dispatcher put in; the fifth is not left behind."""
+    with serving(application, quick=False) as (_, server):
+        server.task_dispatcher.set_thread_count(0)
+        assert eventually(lambda: not server.task_dispatcher.threads)
+        fifth = Waiting()
+        server.task_dispatcher.add_task(fifth)
+        quicken(server, 64)
+        assert fifth.served.wait(10)

@@ -23,7 +23,8 @@ def quicken(server: Any, threads: int) -> int:
     """Give a running waitress server our channel and dispatcher; return its threads.
 
     A server that was started with more threads than `threads` keeps its number. Connections that are open already stay
-    as they are; the threads that waitress started end as soon as they rest.
+    as they are. What waits for waitress's own threads is handed over; those stay, at rest, for a request that waitress
+    is just giving them.
     """
     allowed = max(threads, int(server.adj.threads))
     before = server.task_dispatcher
@@ -32,8 +33,16 @@ def quicken(server: Any, threads: int) -> int:
         listener.channel_class = QuickChannel
         listener.task_dispatcher = dispatcher
     server.task_dispatcher = dispatcher
-    before.set_thread_count(0)
+    for task in _take_queue(before):
+        dispatcher.add_task(task)
     return allowed
+
+
+def _take_queue(dispatcher: Any) -> list[Any]:
+    with dispatcher.lock:
+        waiting = list(dispatcher.queue)
+        dispatcher.queue.clear()
+    return waiting
 
 
 def watch_unsent(server: Any) -> Callable[[], bool]:
