@@ -14,8 +14,8 @@ from flask.testing import FlaskClient
 
 from app import Api, create_app
 from mtllm.settings import Settings, load_settings
-from tests.fakes import FakeClock
-from tests.scripted_gemini import ScriptedGemini
+from tests.support.fakes import FakeClock
+from tests.support.scripted_gemini import ScriptedGemini
 
 THREADS = 8
 

@@ -11,8 +11,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from app import Api
-from tests.fakes import FakeClock
-from tests.scripted_gemini import ScriptedGemini, status, text
+from tests.support.fakes import FakeClock
+from tests.support.scripted_gemini import ScriptedGemini, status, text
 
 HERE = Path(__file__).resolve().parent
 TEXT = "/api/v1/generate/text"

@@ -13,7 +13,7 @@ from random import Random
 from threading import Lock
 
 from mtllm.emulator import EmulatedReply, GeminiCall, canned
-from tests.scripted_gemini import (
+from tests.support.scripted_gemini import (
     CUT,
     IDLE,
     PER_MINUTE,

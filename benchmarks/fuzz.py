@@ -23,9 +23,9 @@ from hypothesis.strategies import SearchStrategy
 
 from app import create_app
 from mtllm.settings import load_settings
-from tests.fuzzing import ADMIN, KEY, PARSERS, check_raw, check_request, raw_requests, requests, task_requests
-from tests.scripted_gemini import ScriptedGemini
-from tests.serving import serving
+from tests.support.fuzzing import ADMIN, KEY, PARSERS, check_raw, check_request, raw_requests, requests, task_requests
+from tests.support.scripted_gemini import ScriptedGemini
+from tests.support.serving import serving
 
 EXAMPLES = 500
 """Of one property before the next has its turn."""

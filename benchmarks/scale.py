@@ -83,11 +83,11 @@ def running(case: Case, upstream: Server) -> Iterator[Server]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mtllm-benchmark-"))
         environ = everything_on(Path(folder), upstream.url) | {"GEMINI_MAX_CONCURRENCY": str(THREADS), "HOME": folder}
         if case.redis:
-            from tests.redis_server import running_redis  # the tests' servers, where the wheels are installed
+            from tests.support.redis_server import running_redis  # the tests' servers, where the wheels are installed
 
             environ["REDIS_URL"] = stack.enter_context(running_redis()).url
         if case.postgres:
-            from tests.postgres_server import PostgresServer
+            from tests.support.postgres_server import PostgresServer
 
             database = PostgresServer()
             stack.callback(database.remove)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import postgres_server
-from tests.browser import Browser, chromium
-from tests.ledgers import Database, PostgresDatabase, SQLiteDatabase
-from tests.postgres_server import PostgresServer
+from tests.support import postgres_server
+from tests.support.browser import Browser, chromium
+from tests.support.ledgers import Database, PostgresDatabase, SQLiteDatabase
+from tests.support.postgres_server import PostgresServer
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from mtllm.security.access import (
     parse_keys_file,
     presented_key,
 )
-from tests.fakes import FakeClock
+from tests.support.fakes import FakeClock
 
 
 def table(name: str, secret: str, *more: str) -> str:

@@ -10,8 +10,8 @@ import pytest
 
 from mtllm.domain.errors import Overloaded
 from mtllm.resilience.admission import Admission
-from tests.fakes import FakeClock
-from tests.serving import eventually
+from tests.support.fakes import FakeClock
+from tests.support.serving import eventually
 
 FOREVER = 1e9
 PATIENCE = 20.0

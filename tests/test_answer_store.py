@@ -7,7 +7,7 @@ import pytest
 from mtllm.caching.responses import AnswerStore
 from mtllm.domain.completion import StoredAnswer
 from mtllm.domain.money import TokenUsage
-from tests.fakes import FakeClock
+from tests.support.fakes import FakeClock
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from werkzeug.test import TestResponse
 from app import Api
 from mtllm.domain.completion import Completion, Origin
 from mtllm.domain.errors import UpstreamError
-from tests.fakes import FakeClock
-from tests.scripted_gemini import ScriptedGemini, blocked_prompt, finished, no_usage, status, text
+from tests.support.fakes import FakeClock
+from tests.support.scripted_gemini import ScriptedGemini, blocked_prompt, finished, no_usage, status, text
 
 TEXT = "/api/v1/generate/text"
 CODE = "/api/v1/generate/code"

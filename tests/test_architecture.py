@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "mtllm"
+from mtllm.project import PROJECT
+
+PACKAGE = PROJECT / "mtllm"
 
 FRONT_DOORS = {"app", "bulk", "gemini_wrapper", "cost_tracker", "enhanced_logging"}
 """The modules at the top; nothing below imports them. `lru_cache` is a leaf that the rooms may import."""
@@ -92,8 +93,8 @@ def test_imports_go_down_only(room: str) -> None:
             other = rest.split(".")[0] if top == "mtllm" else ""
             if other not in rooms() or other == room or (room, other) in LAZILY | LEANS_ON:
                 continue
-            assert room not in ALONE, f"{file.relative_to(ROOT)} imports {name}"
-            assert row_of(other) > row_of(room), f"{file.relative_to(ROOT)} imports {name}"
+            assert room not in ALONE, f"{file.relative_to(PROJECT)} imports {name}"
+            assert row_of(other) > row_of(room), f"{file.relative_to(PROJECT)} imports {name}"
 
 
 @pytest.mark.parametrize("room", rooms())
@@ -112,7 +113,7 @@ def test_only_the_edge_knows_http_frameworks(room: str) -> None:
 
 def test_there_is_no_circle_of_files() -> None:
     """No file reaches itself through its imports, those inside functions included."""
-    modules = {_dotted(file): file for file in [*PACKAGE.glob("**/*.py"), *ROOT.glob("*.py")]}
+    modules = {_dotted(file): file for file in [*PACKAGE.glob("**/*.py"), *PROJECT.glob("*.py")]}
     edges = {
         name: {_module(found, modules) for found in imports_of(file)} - {None, name} for name, file in modules.items()
     }
@@ -123,7 +124,7 @@ def test_there_is_no_circle_of_files() -> None:
 
 
 def _dotted(file: Path) -> str:
-    parts = file.relative_to(ROOT).with_suffix("").parts
+    parts = file.relative_to(PROJECT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -137,10 +138,10 @@ def _module(name: str, modules: dict[str, Path]) -> str | None:
 def test_no_two_classes_share_a_name() -> None:
     """One name for one thing: a class is found by its name alone."""
     seen: dict[str, str] = {}
-    for file in [*PACKAGE.glob("**/*.py"), *(ROOT / f"{name}.py" for name in (*FRONT_DOORS, "lru_cache"))]:
+    for file in [*PACKAGE.glob("**/*.py"), *(PROJECT / f"{name}.py" for name in (*FRONT_DOORS, "lru_cache"))]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ClassDef):
-                where = str(file.relative_to(ROOT))
+                where = str(file.relative_to(PROJECT))
                 assert node.name not in seen, f"{node.name} in {seen[node.name]} and {where}"
                 seen[node.name] = where
 
@@ -178,7 +179,7 @@ def _public_functions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
 
 def test_the_top_level_stays_small() -> None:
     """The five prescribed modules, and what a person runs."""
-    modules = {path.stem for path in ROOT.glob("*.py")}
+    modules = {path.stem for path in PROJECT.glob("*.py")}
     assert modules <= FRONT_DOORS | {"lru_cache", "test_unit", "conftest", "gunicorn.conf", "bulk"}
 
 
@@ -211,7 +212,7 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-B", "-c", _IMPORT_ALL.format(names=sorted(names - NEEDS_AN_EXTRA))],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         check=False,

@@ -9,7 +9,7 @@ import pytest
 
 from mtllm.domain.errors import UpstreamError, UpstreamRejected, UpstreamUnavailable
 from mtllm.resilience.breaker import BreakerSnapshot, CircuitBreaker
-from tests.fakes import FakeClock
+from tests.support.fakes import FakeClock
 
 THRESHOLD, COOL_DOWN = 5, 10.0
 

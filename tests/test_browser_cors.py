@@ -11,7 +11,7 @@ import pytest
 
 from app import Api
 from mtllm.http.headers import EXPOSED
-from tests.browser import Browser, serving
+from tests.support.browser import Browser, serving
 
 ASK = """
 const [address, method, headers, body] = arguments;

@@ -24,8 +24,9 @@ from mtllm.bulk.journal import RunJournal
 from mtllm.bulk.run import fill
 from mtllm.bulk.tables import COLUMNS, Outcome, TableError, open_table
 from mtllm.client import Reply, TokenCount, Unreachable
-from tests.scripted_gemini import ScriptedGemini
-from tests.serving import PATIENCE, PROJECT, eventually, free_port, serving
+from mtllm.project import PROJECT
+from tests.support.scripted_gemini import ScriptedGemini
+from tests.support.serving import PATIENCE, eventually, free_port, serving
 
 DONE = Outcome("fine", "model", 1_500, None)
 

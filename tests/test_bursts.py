@@ -7,7 +7,7 @@ import pytest
 from mtllm.domain.findings import Finding
 from mtllm.security.bursts import BurstDetector
 from mtllm.security.detection import hostile
-from tests.fakes import FakeClock
+from tests.support.fakes import FakeClock
 
 
 @pytest.fixture

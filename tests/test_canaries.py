@@ -16,9 +16,9 @@ import pytest
 
 from app import Api
 from mtllm.settings import load_settings
-from tests.raw_http import RawAnswer, head, posted, send
-from tests.scripted_gemini import ScriptedGemini, garbage, invalid_key, status, stream, text
-from tests.serving import APP_PY, Process
+from tests.support.raw_http import RawAnswer, head, posted, send
+from tests.support.scripted_gemini import ScriptedGemini, garbage, invalid_key, status, stream, text
+from tests.support.serving import APP_PY, Process
 
 TEXT = "/api/v1/generate/text"
 GOOGLE_KEY = "AIzaSyCANARYgoogle0123456789012345678901"

@@ -9,8 +9,8 @@ import pytest
 
 from app import Api
 from mtllm.client import AsyncClient, Client, Refused, Reply, Unreachable
-from tests.scripted_gemini import ScriptedGemini
-from tests.serving import free_port, serving
+from tests.support.scripted_gemini import ScriptedGemini
+from tests.support.serving import free_port, serving
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from lru_cache import LRUCache, RateLimitCache
 from mtllm.domain.limits import Limit
 from mtllm.ratelimit.clients import ClientTable
 from mtllm.ratelimit.limiter import RateLimiter
-from tests.fakes import FakeClock
-from tests.threads import run_threads
+from tests.support.fakes import FakeClock
+from tests.support.threads import run_threads
 
 THREADS = 16
 

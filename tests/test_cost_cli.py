@@ -27,9 +27,9 @@ from mtllm.domain.money import Amount, Charge, Cost, TokenUsage
 from mtllm.domain.times import LATEST, parse_time, rfc3339
 from mtllm.ledger.ledger import Attempt, ExportRow, Hit, Ledger, Settlement, open_ledger
 from mtllm.logs.writer import RequestLogger
-from tests.fakes import FakeClock
+from mtllm.project import PROJECT
+from tests.support.fakes import FakeClock
 
-PROJECT = Path(__file__).resolve().parent.parent
 NOON = 1_795_435_200.0  # 2026-11-23T12:00:00Z
 DAY = 86_400.0
 REQUIRED = (

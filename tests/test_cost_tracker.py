@@ -17,8 +17,8 @@ from cost_tracker import TokenCounter
 from mtllm.billing.prices import Price, PriceTable, SpendMeter
 from mtllm.billing.tokens import Drift, DriftMeter
 from mtllm.domain.money import Cost, exact_usd, format_usd
+from mtllm.project import PROJECT
 
-PROJECT = Path(__file__).resolve().parent.parent
 TODAY = date(2026, 11, 23)
 
 

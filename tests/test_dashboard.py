@@ -13,8 +13,8 @@ from flask.testing import FlaskClient
 
 from app import Api
 from mtllm.pages.dashboard import FILES, FOLDER, PATH, SIGN_IN
-from tests.browser import Browser, serving
-from tests.scripted_gemini import ScriptedGemini, status
+from tests.support.browser import Browser, serving
+from tests.support.scripted_gemini import ScriptedGemini, status
 
 WIDTHS = (360, 768, 1280)
 HIT_LIMIT = "9/minute"

@@ -21,9 +21,10 @@ from flask.testing import FlaskClient
 
 from app import Api
 from mtllm.domain.errors import LedgerUnavailable
-from tests.fakes import FakeClock
-from tests.scripted_gemini import CUT, ScriptedGemini, cut, offline, status, stream, text
-from tests.serving import PROJECT, eventually
+from mtllm.project import PROJECT
+from tests.support.fakes import FakeClock
+from tests.support.scripted_gemini import CUT, ScriptedGemini, cut, offline, status, stream, text
+from tests.support.serving import eventually
 
 ALERTS = PROJECT / "docs" / "monitoring" / "alerts.yml"
 TEXT = "/api/v1/generate/text"

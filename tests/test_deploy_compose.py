@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from mtllm.project import PROJECT
 from mtllm.settings import Settings, load_settings
-from tests.serving import PROJECT
 
 FILES = ["deploy/compose.yaml", "docs/monitoring/compose.yaml"]
 PLACES = {"data_dir": "/state/data", "cache_dir": "/state/cache", "log_dir": "/state/logs"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import PROJECT
+from mtllm.project import PROJECT
 
 PAGE = (PROJECT / "docs" / "deployment.md").read_text()
 BLOCK = re.compile(r"^(?:<!-- (run|not run): ([^\n]+) -->\n)?```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)

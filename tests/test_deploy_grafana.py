@@ -22,8 +22,9 @@ from typing import Any
 
 import pytest
 
-from tests.scripted_gemini import ScriptedGemini, status
-from tests.serving import APP_PY, PATIENCE, PROJECT, Process, eventually, free_port, get, listens, post
+from mtllm.project import PROJECT
+from tests.support.scripted_gemini import ScriptedGemini, status
+from tests.support.serving import APP_PY, PATIENCE, Process, eventually, free_port, get, listens, post
 
 MONITORING = PROJECT / "docs" / "monitoring"
 DASHBOARD = MONITORING / "grafana" / "dashboards" / "mtllm.json"

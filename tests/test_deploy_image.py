@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 
-from tests.serving import PATIENCE, PROJECT, eventually, free_port, get, listens
+from mtllm.project import PROJECT
+from tests.support.serving import PATIENCE, eventually, free_port, get, listens
 
 DOCKERFILE = PROJECT / "deploy" / "Dockerfile"
 BASE = next(line.removeprefix("FROM ") for line in DOCKERFILE.read_text().splitlines() if line.startswith("FROM "))

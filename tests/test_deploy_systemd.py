@@ -20,9 +20,10 @@ from typing import Any
 
 import pytest
 
+from mtllm.project import PROJECT
 from mtllm.settings import default_text
-from tests.scripted_gemini import ScriptedGemini
-from tests.serving import PATIENCE, PROJECT, eventually, free_port, get, listens, post
+from tests.support.scripted_gemini import ScriptedGemini
+from tests.support.serving import PATIENCE, eventually, free_port, get, listens, post
 
 UNIT = PROJECT / "deploy" / "multi-task-llm-api.service"
 INSTALLED = "/opt/multi-task-llm-api"

@@ -15,9 +15,9 @@ import pytest
 
 from app import Api
 from mtllm.security.detection import inspect
-from tests.fakes import FakeClock
-from tests.raw_http import call_wsgi
-from tests.serving import serving
+from tests.support.fakes import FakeClock
+from tests.support.raw_http import call_wsgi
+from tests.support.serving import serving
 from tests.test_security_labelled import BENIGN, HOSTILE, Request
 
 TEXT = "/api/v1/generate/text"

@@ -12,8 +12,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from app import Api
-from tests.scripted_gemini import ScriptedGemini
-from tests.serving import APP_PY, WAITRESS_SERVE, Answer, Process, eventually, get, post
+from tests.support.scripted_gemini import ScriptedGemini
+from tests.support.serving import APP_PY, WAITRESS_SERVE, Answer, Process, eventually, get, post
 
 TEXT = "/api/v1/generate/text"
 MakeApp = Callable[..., Api]

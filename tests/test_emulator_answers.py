@@ -10,7 +10,7 @@ import pytest
 
 from mtllm.emulator import Emulator
 from mtllm.emulator.schemas import fit
-from tests.gemini_client import LABELS, answer_to, asking, choosing, said
+from tests.support.gemini_client import LABELS, answer_to, asking, choosing, said
 
 
 @pytest.fixture

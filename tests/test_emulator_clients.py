@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.clients.__main__ import BEGIN, CLIENTS, END, PAGE, PROBES, ProbeResult, make_table
-from tests.gemini_client import LABELS, MODEL, GeminiClient
-from tests.scripted_gemini import ScriptedGemini
+from tests.support.gemini_client import LABELS, MODEL, GeminiClient
+from tests.support.scripted_gemini import ScriptedGemini
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mtllm.emulator import FAULTS, PER_DAY, PER_MINUTE, Emulator, OfflineGemini, read_order, read_share
-from tests.gemini_client import GeminiClient, asking, events, said
+from tests.support.gemini_client import GeminiClient, asking, events, said
 
 HTTP_ERRORS = {
     "400": (400, "INVALID_ARGUMENT"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mtllm.emulator import PER_DAY, PER_MINUTE, Emulator, ModelState, PlayedModel, ThinkingKind, parse_model
-from tests.gemini_client import GeminiClient, answer_to, asking, said
+from tests.support.gemini_client import GeminiClient, answer_to, asking, said
 
 PLAYED = (
     PlayedModel("closed", ModelState.CLOSED, successor="newer"),

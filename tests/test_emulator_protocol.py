@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from mtllm.emulator import Emulator
-from tests import scripted_gemini as play
-from tests.gemini_client import GeminiClient, answer_to, asking, events, said
-from tests.scripted_gemini import ScriptedGemini
+from tests.support import scripted_gemini as play
+from tests.support.gemini_client import GeminiClient, answer_to, asking, events, said
+from tests.support.scripted_gemini import ScriptedGemini
 
 
 @pytest.fixture

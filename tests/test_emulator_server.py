@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,16 +16,14 @@ import pytest
 
 from mtllm.emulator import FAULTS, Emulator
 from mtllm.emulator.command import main, parse_options
-from tests.gemini_client import GeminiClient, answer_to, asking, said
+from mtllm.project import PROJECT
+from tests.support.gemini_client import GeminiClient, answer_to, asking, said
 
 
 @pytest.fixture
 def emulator() -> Iterator[Emulator]:
     with Emulator() as running:
         yield running
-
-
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 class TestLife:

@@ -22,9 +22,9 @@ from mtllm.domain.findings import Finding
 from mtllm.domain.money import Amount, Cost, TokenUsage
 from mtllm.logs.files import LogFile
 from mtllm.logs.writer import FILES, PromptLogging, RequestEvent, RequestLogger
-from tests.fakes import FakeClock
+from mtllm.project import PROJECT
+from tests.support.fakes import FakeClock
 
-PROJECT = Path(__file__).parent.parent
 NOON = 1_769_860_800.25  # 2026-01-31T12:00:00.250Z
 
 MakeLogger = Callable[..., RequestLogger]

@@ -14,7 +14,7 @@ from app import create_app
 from mtllm.emulator import Emulator
 from mtllm.project import PROJECT
 from mtllm.settings import load_settings
-from tests.serving import serving
+from tests.support.serving import serving
 
 README = (PROJECT / "README.md").read_text()
 FIRST_SCREEN = 30

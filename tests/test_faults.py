@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +17,10 @@ from werkzeug.test import TestResponse
 from app import Api
 from mtllm.emulator import EmulatedReply
 from mtllm.gemini.client import Gemini
+from mtllm.project import PROJECT
 from mtllm.resilience import retry
-from tests.fakes import FakeClock
-from tests.scripted_gemini import (
+from tests.support.fakes import FakeClock
+from tests.support.scripted_gemini import (
     PER_DAY,
     PER_MINUTE,
     ScriptedGemini,
@@ -42,9 +42,9 @@ from tests.scripted_gemini import (
     text,
     wrong_content_type,
 )
-from tests.serving import eventually, free_port
+from tests.support.serving import eventually, free_port
 
-REPORT = Path(__file__).resolve().parent.parent / "docs" / "operations.md"
+REPORT = (PROJECT / "docs") / "operations.md"
 TEXT = "/api/v1/generate/text"
 CLASSIFY = "/api/v1/classify/text"
 ASK: dict[str, Any] = {"prompt": "Tell me."}

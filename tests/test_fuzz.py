@@ -15,7 +15,7 @@ pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings  # after the check that it is there
 
 from app import Api
-from tests.fuzzing import (
+from tests.support.fuzzing import (
     ADMIN,
     KEY,
     PARSERS,
@@ -25,8 +25,8 @@ from tests.fuzzing import (
     requests,
     task_requests,
 )
-from tests.raw_http import call_wsgi
-from tests.serving import serving
+from tests.support.raw_http import call_wsgi
+from tests.support.serving import serving
 
 
 def briefly(examples: int) -> settings:

@@ -28,7 +28,7 @@ from mtllm.domain.errors import (
 from mtllm.domain.money import TokenUsage
 from mtllm.emulator import EmulatedReply, GeminiCall, http_response
 from mtllm.gemini.client import Gemini, GeminiStream
-from tests.scripted_gemini import (
+from tests.support.scripted_gemini import (
     CUT,
     IDLE,
     JSON,

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,13 +30,13 @@ from mtllm.domain.money import TokenUsage
 from mtllm.emulator import EmulatedReply, http_response
 from mtllm.gemini.client import Gemini
 from mtllm.gemini.waits import parse_retry_after
-from tests.scripted_gemini import ScriptedGemini, Step, status, text
+from mtllm.project import PROJECT
+from tests.support.scripted_gemini import ScriptedGemini, Step, status, text
 
 MODEL = "gemini-3.1-flash-lite"
 ASK = Instruction("Say hello.", 0.7, 2048)
 JSON = "application/json; charset=UTF-8"
 EVENTS = "text/event-stream"
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(params=["sdk", "rest"])

@@ -43,7 +43,7 @@ from mtllm.gemini import bodies
 from mtllm.gemini import deadlines as calls
 from mtllm.gemini.client import Gemini
 from mtllm.settings import Settings
-from tests.scripted_gemini import (
+from tests.support.scripted_gemini import (
     PER_DAY,
     PER_MINUTE,
     ScriptedGemini,

@@ -29,10 +29,11 @@ pytest.importorskip("gunicorn", reason="needs gunicorn (requirements-scale.txt)"
 
 from mtllm.domain.money import NANO
 from mtllm.ledger.ledger import ExportRow, Ledger, open_ledger
-from tests.ledgers import Database, assert_adds_up, until
-from tests.redis_server import running_redis
-from tests.scripted_gemini import ScriptedGemini
-from tests.serving import PROJECT, Answer, Process, eventually, free_port, get, listens
+from mtllm.project import PROJECT
+from tests.support.ledgers import Database, assert_adds_up, until
+from tests.support.redis_server import running_redis
+from tests.support.scripted_gemini import ScriptedGemini
+from tests.support.serving import Answer, Process, eventually, free_port, get, listens
 
 only_sqlite = pytest.mark.parametrize("new_database", ["sqlite"], indirect=True)
 only_postgres = pytest.mark.parametrize("new_database", ["postgres"], indirect=True)

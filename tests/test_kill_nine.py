@@ -14,9 +14,9 @@ import pytest
 
 from benchmarks.kill_nine import Clients, Life, Received, audit, lives, sums
 from mtllm.ledger.ledger import ExportRow, Ledger, open_ledger
-from tests.ledgers import ATTEMPT, HIT, SETTLEMENT
-from tests.scripted_gemini import ScriptedGemini
-from tests.serving import APP_PY, Process, post
+from tests.support.ledgers import ATTEMPT, HIT, SETTLEMENT
+from tests.support.scripted_gemini import ScriptedGemini
+from tests.support.serving import APP_PY, Process, post
 
 pytestmark = pytest.mark.long
 

@@ -26,8 +26,8 @@ from mtllm.ledger.ledger import (
     open_ledger,
 )
 from mtllm.ledger.transaction import MIGRATIONS, RESERVED_SECONDS, migrate
-from tests.fakes import FakeClock
-from tests.ledgers import (
+from tests.support.fakes import FakeClock
+from tests.support.ledgers import (
     ATTEMPT,
     CHARGE,
     HIT,

@@ -10,17 +10,15 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from mtllm.domain.errors import BudgetExceeded
 from mtllm.ledger.group_commit import MAX_OPERATIONS
 from mtllm.ledger.ledger import Budget, BudgetState, Ledger, open_ledger
-from tests.fakes import FakeClock
-from tests.ledgers import ATTEMPT, HIT, NOON, SETTLEMENT, Database, FaultyEngine, assert_adds_up, attempt, until
-
-PROJECT = Path(__file__).resolve().parent.parent
+from mtllm.project import PROJECT
+from tests.support.fakes import FakeClock
+from tests.support.ledgers import ATTEMPT, HIT, NOON, SETTLEMENT, Database, FaultyEngine, assert_adds_up, attempt, until
 
 
 @pytest.fixture
@@ -164,7 +162,7 @@ import os, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from mtllm.domain.errors import BudgetExceeded
 from mtllm.ledger.ledger import Budget, open_ledger
-from tests.ledgers import ATTEMPT, HIT, NOON, SETTLEMENT, attempt
+from tests.support.ledgers import ATTEMPT, HIT, NOON, SETTLEMENT, attempt
 ledger = open_ledger(sys.argv[1], sync="normal")
 """
     # Python 3.12 and newer warn of a fork beside threads; that it goes well here is what is tested

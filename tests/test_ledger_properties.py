@@ -24,8 +24,8 @@ from hypothesis.stateful import (
 
 from mtllm.domain.errors import BudgetExceeded
 from mtllm.ledger.ledger import Attempt, Budget, BudgetState, GroupBy, Hit, Ledger, Settlement, Totals, key_scope
-from tests.fakes import FakeClock
-from tests.ledgers import NOON, PRICE, Database
+from tests.support.fakes import FakeClock
+from tests.support.ledgers import NOON, PRICE, Database
 
 HOUR, DAY = 3_600.0, 86_400.0
 BACKWARDS_SECONDS = 12 * HOUR

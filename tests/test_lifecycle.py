@@ -15,8 +15,8 @@ from waitress.server import create_server
 
 from mtllm.http.lifecycle import POLL_SECONDS, Lifecycle
 from mtllm.http.waitress_server import watch_unsent
-from tests.fakes import FakeClock
-from tests.serving import PROJECT
+from mtllm.project import PROJECT
+from tests.support.fakes import FakeClock
 
 
 @pytest.fixture

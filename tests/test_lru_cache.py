@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from lru_cache import LRUCache, RateLimitCache, ResponseCache
-from tests.fakes import FakeClock
-from tests.threads import run_threads
+from tests.support.fakes import FakeClock
+from tests.support.threads import run_threads
 
 Request = tuple[str, str, dict[str, Any]]
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lru_cache import LRUCache
-from tests.fakes import FakeClock
+from tests.support.fakes import FakeClock
 
 KEYS = st.sampled_from("abcdef")
 OPERATIONS = st.lists(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +16,13 @@ from mtllm.domain.completion import Origin
 from mtllm.domain.errors import LedgerUnavailable
 from mtllm.domain.money import Amount, TokenUsage
 from mtllm.logs.writer import RequestEvent
+from mtllm.project import PROJECT
 from mtllm.stats.metrics import MODELS_NAMED, OTHER, UNKNOWN_MODEL, Histogram, Metrics
-from tests.fakes import FakeClock
-from tests.scripted_gemini import ScriptedGemini, status, text
+from tests.support.fakes import FakeClock
+from tests.support.scripted_gemini import ScriptedGemini, status, text
 
 TEXT = "/api/v1/generate/text"
-MONITORING = Path(__file__).resolve().parent.parent / "docs" / "monitoring"
+MONITORING = (PROJECT / "docs") / "monitoring"
 LABELS = {"route", "task", "status", "origin", "model", "kind", "code", "state", "le"}
 MakeApp = Callable[..., Api]
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

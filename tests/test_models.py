@@ -18,12 +18,12 @@ from mtllm.gemini.models import (
     ThinkingForm,
     ThinkingPlan,
 )
+from mtllm.project import PROJECT
 
 pytest.importorskip("hypothesis")
 from hypothesis import given
 from hypothesis import strategies as st
 
-PROJECT = Path(__file__).resolve().parent.parent
 TODAY = date(2026, 11, 27)
 MINIMAL, LOW, MEDIUM, HIGH = ThinkingLevel
 

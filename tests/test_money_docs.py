@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from mtllm.billing.export import COLUMNS
 from mtllm.ledger.records import ABANDONED, HIT, OK, OPEN, UNSETTLED
+from mtllm.project import PROJECT
 
-DOCUMENT = (Path(__file__).resolve().parent.parent / "docs" / "money.md").read_text(encoding="utf-8")
+DOCUMENT = (PROJECT / "docs" / "money.md").read_text(encoding="utf-8")
 
 
 def test_the_columns_of_the_export_are_documented_in_their_order() -> None:

@@ -26,9 +26,19 @@ from mtllm.domain.money import format_usd
 from mtllm.domain.times import rfc3339
 from mtllm.emulator import EmulatedReply, GeminiCall, answered, candidate
 from mtllm.ledger.ledger import Attempt, Hit, open_ledger
-from tests.fakes import FakeClock
-from tests.ledgers import until
-from tests.scripted_gemini import ScriptedGemini, Step, blocked_prompt, cut, finished, no_usage, status, text, usage
+from tests.support.fakes import FakeClock
+from tests.support.ledgers import until
+from tests.support.scripted_gemini import (
+    ScriptedGemini,
+    Step,
+    blocked_prompt,
+    cut,
+    finished,
+    no_usage,
+    status,
+    text,
+    usage,
+)
 
 MakeApp = Callable[..., Api]
 

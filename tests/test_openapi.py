@@ -17,7 +17,7 @@ from mtllm.pages.paths import DOCUMENT_PATH
 from mtllm.security.access import Access, access_of
 from mtllm.stats import schemas
 from mtllm.tasks import TASKS
-from tests.scripted_gemini import ScriptedGemini, no_usage, status, text
+from tests.support.scripted_gemini import ScriptedGemini, no_usage, status, text
 
 jsonschema = pytest.importorskip("jsonschema")
 openapi_spec_validator = pytest.importorskip("openapi_spec_validator")

@@ -24,9 +24,9 @@ from mtllm.ledger import postgres as engine_module
 from mtllm.ledger.engine import Sync
 from mtllm.ledger.ledger import Ledger, open_ledger
 from mtllm.ledger.postgres import PostgresEngine
-from tests.fakes import FakeClock
-from tests.ledgers import ATTEMPT, HIT, NOON, SETTLEMENT, PostgresDatabase, assert_adds_up, until
-from tests.postgres_server import PostgresServer
+from tests.support.fakes import FakeClock
+from tests.support.ledgers import ATTEMPT, HIT, NOON, SETTLEMENT, PostgresDatabase, assert_adds_up, until
+from tests.support.postgres_server import PostgresServer
 
 PROMPT = {"prompt": "Why is the sky blue?"}
 

@@ -15,8 +15,8 @@ from mtllm.billing.cli import main
 from mtllm.billing.price_list import list_prices
 from mtllm.billing.prices import Price, PriceTable
 from mtllm.gemini.models import Availability, ModelFacts, ModelTable
+from mtllm.project import PROJECT
 
-PROJECT = Path(__file__).resolve().parent.parent
 TODAY = "2026-11-27"
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 import tomllib
 from datetime import date
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 
 from mtllm.billing.prices import Price, PriceTable
-from tests.price_sources import Rates, Source, file_of, read_genai_prices, read_litellm
+from mtllm.project import PROJECT
+from tests.support.price_sources import Rates, Source, file_of, read_genai_prices, read_litellm
 
-PROJECT = Path(__file__).resolve().parent.parent
 DIFFERENCES = PROJECT / "tests" / "data" / "price_differences.toml"
 READERS = {
     "genai-prices": (read_genai_prices, "genai_prices/data.py"),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parent.parent
+from mtllm.project import PROJECT
 
 
 def printed(script: str) -> str:

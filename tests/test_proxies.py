@@ -21,8 +21,9 @@ from uuid import uuid4
 
 import pytest
 
-from tests.scripted_gemini import IDLE, ScriptedGemini, stream
-from tests.serving import APP_PY, PATIENCE, PROJECT, WAITRESS_SERVE, Process, eventually, free_port, listens
+from mtllm.project import PROJECT
+from tests.support.scripted_gemini import IDLE, ScriptedGemini, stream
+from tests.support.serving import APP_PY, PATIENCE, WAITRESS_SERVE, Process, eventually, free_port, listens
 
 DEPLOY = PROJECT / "deploy"
 TEXT = "/api/v1/generate/text"

@@ -13,7 +13,7 @@ from mtllm.domain.limits import Limit, Verdict, parse_limits
 from mtllm.http.headers import limit_header, policy_header
 from mtllm.ratelimit.clients import ClientTable
 from mtllm.ratelimit.limiter import RateLimiter
-from tests.fakes import FakeClock
+from tests.support.fakes import FakeClock
 
 MINUTE = Limit(3, 60)
 

@@ -13,7 +13,7 @@ from lru_cache import RateLimitCache
 from mtllm.domain.limits import Limit
 from mtllm.ratelimit.clients import ClientTable
 from mtllm.ratelimit.limiter import RateLimiter
-from tests.fakes import FakeClock
+from tests.support.fakes import FakeClock
 
 LIMITS = st.lists(st.builds(Limit, st.integers(1, 12), st.integers(1, 40)), min_size=1, max_size=3).map(tuple)
 PAUSES = st.sampled_from([0, 0, 0, 0.125, 0.5, 1, 3, 10, 39])  # binary fractions: the model adds without rounding

@@ -15,7 +15,7 @@ from mtllm.domain.completion import Origin
 from mtllm.domain.events import RequestEvent
 from mtllm.stats.metrics import Metrics
 from mtllm.stats.recent import ERRORS_KEPT, TIMES_KEPT, Recent
-from tests.scripted_gemini import ScriptedGemini, status
+from tests.support.scripted_gemini import ScriptedGemini, status
 
 ANSWERED = RequestEvent("id", 1000.0, method="POST", path="/api/v1/generate/text", duration=1.0)
 FAILED = replace(ANSWERED, status=503, code="overloaded")

@@ -20,8 +20,8 @@ from mtllm.domain.money import NANO, format_usd
 from mtllm.domain.times import LATEST, parse_time
 from mtllm.emulator import EmulatedReply, GeminiCall, answered, candidate
 from mtllm.settings import load_settings
-from tests.fakes import FakeClock
-from tests.scripted_gemini import (
+from tests.support.fakes import FakeClock
+from tests.support.scripted_gemini import (
     ScriptedGemini,
     Step,
     blocked_prompt,

@@ -16,7 +16,7 @@ from mtllm.domain.money import Amount, Cost, TokenUsage
 from mtllm.ledger.ledger import Ledger, open_ledger
 from mtllm.ledger.records import ExportRow
 from mtllm.tasks import TASK_BY_NAME, parse
-from tests.fakes import FakeClock
+from tests.support.fakes import FakeClock
 
 USAGE = TokenUsage(10, 20)
 COST = Cost(1_000, 8_000)

@@ -13,8 +13,8 @@ from mtllm.completions.ports import AnswerCache
 from mtllm.domain.completion import StoredAnswer
 from mtllm.domain.money import TokenUsage
 from mtllm.redis_link import Connections, RedisLink
-from tests.fakes import FakeClock
-from tests.redis_server import PATIENCE_SECONDS, RedisServer, linked, running_redis
+from tests.support.fakes import FakeClock
+from tests.support.redis_server import PATIENCE_SECONDS, RedisServer, linked, running_redis
 
 KEY = bytes(range(20))
 ANSWER = StoredAnswer(b'{"generated_text": "h\xc3\xa4?\\n"}', TokenUsage(8, 425), 170_800, "gemini", "stop", 0.0)

@@ -6,20 +6,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
 from mtllm.domain.limits import Limit, Verdict
+from mtllm.project import PROJECT
 from mtllm.ratelimit.clients import ClientTable
 from mtllm.ratelimit.limiter import RateLimiter
 from mtllm.ratelimit.redis_limiter import SharedRateLimiter
 from mtllm.redis_link import Arg, RedisLink, RedisUnavailable, Script
-from tests.fakes import FakeClock
-from tests.redis_server import RedisServer, linked, running_redis
+from tests.support.fakes import FakeClock
+from tests.support.redis_server import RedisServer, linked, running_redis
 
-ROOT = Path(__file__).resolve().parent.parent
 MINUTE = Limit(3, 60)
 
 
@@ -212,7 +211,7 @@ def test_four_processes_of_a_hundred_threads_share_a_hundred_calls(redis: RedisS
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", _WORKER, redis.patient_url],
-            cwd=ROOT,
+            cwd=PROJECT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -363,7 +362,7 @@ def run_two_instances(redis: RedisServer) -> tuple[int, int]:
     instances = [
         subprocess.Popen(
             [sys.executable, "-c", _INSTANCE, redis.url],
-            cwd=ROOT,
+            cwd=PROJECT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

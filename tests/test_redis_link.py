@@ -21,8 +21,8 @@ from mtllm.redis_link import (
     RedisUnavailable,
     Script,
 )
-from tests.fakes import FakeClock
-from tests.redis_server import PATIENCE_SECONDS, RedisServer, linked, running_redis, wait_until
+from tests.support.fakes import FakeClock
+from tests.support.redis_server import PATIENCE_SECONDS, RedisServer, linked, running_redis, wait_until
 
 
 @pytest.fixture

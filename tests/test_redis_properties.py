@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from mtllm.domain.limits import Limit
 from mtllm.ratelimit.redis_limiter import SharedRateLimiter
 from mtllm.redis_link import RedisLink
-from tests.fakes import FakeClock
-from tests.redis_server import RedisServer, linked, running_redis
+from tests.support.fakes import FakeClock
+from tests.support.redis_server import RedisServer, linked, running_redis
 from tests.test_redis_limiter import age, own_limiter
 
 LIMITS = st.lists(st.builds(Limit, st.integers(1, 9), st.integers(20, 90)), min_size=1, max_size=3).map(tuple)

@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 
 from app import Api
+from mtllm.project import PROJECT
 from mtllm.settings import SettingsError
-from tests.redis_server import RedisServer, running_redis, wait_until
-from tests.scripted_gemini import ScriptedGemini, after, text, usage
+from tests.support.redis_server import RedisServer, running_redis, wait_until
+from tests.support.scripted_gemini import ScriptedGemini, after, text, usage
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXT = "/api/v1/generate/text"
 MakeApp = Callable[..., Api]
 
@@ -169,7 +169,7 @@ class Instance:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=ROOT, env=self._environ, stdout=subprocess.DEVNULL
+            [sys.executable, "app.py"], cwd=PROJECT, env=self._environ, stdout=subprocess.DEVNULL
         )
 
     def join(self) -> None:

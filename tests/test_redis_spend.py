@@ -10,7 +10,7 @@ import pytest
 from mtllm.billing.prices import SpendMeter
 from mtllm.billing.redis_spend import SharedSpend
 from mtllm.redis_link import Arg, Connections, RedisLink, Script
-from tests.redis_server import PATIENCE_SECONDS, RedisServer, linked, running_redis
+from tests.support.redis_server import PATIENCE_SECONDS, RedisServer, linked, running_redis
 
 
 @pytest.fixture(scope="module")

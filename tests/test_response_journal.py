@@ -19,11 +19,10 @@ from mtllm.caching.journal_file import JournalFile
 from mtllm.caching.responses import AnswerStore
 from mtllm.domain.completion import StoredAnswer
 from mtllm.domain.money import TokenUsage
-from tests.fakes import FakeClock
+from mtllm.project import PROJECT
+from tests.support.fakes import FakeClock
 
 OpenJournal = Callable[..., ResponseJournal]
-
-PROJECT = Path(__file__).parent.parent
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from mtllm.domain.errors import Retry, UpstreamError, UpstreamFailure, UpstreamUnavailable
 from mtllm.resilience.retry import BASE_SECONDS, CAP_SECONDS, Retrier, RetryBudget
-from tests.fakes import FakeClock
+from tests.support.fakes import FakeClock
 
 
 class Script:

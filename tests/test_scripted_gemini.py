@@ -10,9 +10,9 @@ from threading import Event, Semaphore
 import pytest
 
 from mtllm.emulator import Usage, parse_model
-from tests import scripted_gemini as play
-from tests.gemini_client import GeminiClient, answer_to, asking, events, said
-from tests.scripted_gemini import CUT, IDLE, Fault, ScriptedGemini
+from tests.support import scripted_gemini as play
+from tests.support.gemini_client import GeminiClient, answer_to, asking, events, said
+from tests.support.scripted_gemini import CUT, IDLE, Fault, ScriptedGemini
 
 
 @pytest.fixture

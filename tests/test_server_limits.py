@@ -16,8 +16,8 @@ import pytest
 from app import Api
 from mtllm.http import serving
 from mtllm.project import PROJECT
-from tests.raw_http import connect, head, posted, send
-from tests.serving import APP_PY, PATIENCE, WAITRESS_SERVE, Process, get
+from tests.support.raw_http import connect, head, posted, send
+from tests.support.serving import APP_PY, PATIENCE, WAITRESS_SERVE, Process, get
 
 TEXT = "/api/v1/generate/text"
 MIB = 1024 * 1024

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from mtllm.ledger.ledger import ExportRow, open_ledger
-from tests.scripted_gemini import IDLE, ScriptedGemini, after, hang, status, stream, text
-from tests.serving import APP_PY, PATIENCE, WAITRESS_SERVE, EventStream, Process, eventually, get, listens, post
+from tests.support.scripted_gemini import IDLE, ScriptedGemini, after, hang, status, stream, text
+from tests.support.serving import APP_PY, PATIENCE, WAITRESS_SERVE, EventStream, Process, eventually, get, listens, post
 
 TEXT = "/api/v1/generate/text"
 BOTH_WAYS = pytest.mark.parametrize("how", [APP_PY, WAITRESS_SERVE])

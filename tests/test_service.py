@@ -35,8 +35,8 @@ from mtllm.resilience.admission import Admission
 from mtllm.resilience.breaker import CircuitBreaker
 from mtllm.resilience.retry import Retrier, RetryBudget
 from mtllm.tasks import TASK_BY_NAME, Job, parse
-from tests.fakes import FakeClock, FakeModel
-from tests.ledgers import until
+from tests.support.fakes import FakeClock, FakeModel
+from tests.support.ledgers import until
 
 PLACES = 8
 NOTHING_SPECIAL = CacheControl()

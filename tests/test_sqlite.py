@@ -14,7 +14,7 @@ import pytest
 from mtllm.ledger import sqlite
 from mtllm.ledger.engine import Sync
 from mtllm.ledger.sqlite import SQLiteConnection, SQLiteEngine
-from tests.ledgers import failure
+from tests.support.ledgers import failure
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from app import Api
 from mtllm.gemini.client import Gemini
 from mtllm.http import sse
 from mtllm.ledger.ledger import ExportRow
-from tests.scripted_gemini import (
+from tests.support.scripted_gemini import (
     CUT,
     IDLE,
     Fault,
@@ -31,7 +31,7 @@ from tests.scripted_gemini import (
     stream,
     text,
 )
-from tests.serving import EventStream, eventually, get, post, serving
+from tests.support.serving import EventStream, eventually, get, post, serving
 
 TEXT = "/api/v1/generate/text"
 CODE = "/api/v1/generate/code"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +13,12 @@ from app import create_app
 from mtllm import tasks
 from mtllm.domain.completion import Answer, FinishReason, Instruction
 from mtllm.domain.errors import InvalidJson, InvalidRequest, MaxOutputTokensTooSmall, UpstreamInvalidAnswer
+from mtllm.project import PROJECT
 from mtllm.settings import load_settings
 from mtllm.tasks import TASK_BY_NAME, parse, strip_fence
-from tests.scripted_gemini import ScriptedGemini, text
+from tests.support.scripted_gemini import ScriptedGemini, text
 
 TEXT, CODE, CLASSIFY = (TASK_BY_NAME[name] for name in ("text", "code", "classify"))
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 def body(**fields: Any) -> bytes:
@@ -161,7 +160,9 @@ def test_anything_else_is_no_answer(said: str, labels: tuple[str, ...]) -> None:
 
 def test_a_fourth_task_is_one_entry_and_one_model(environment: dict[str, str], gemini: ScriptedGemini) -> None:
     """The example of docs/architecture.md, as it is written there."""
-    [example] = re.findall(r"```python\n(class Summarize.*?)```", (DOCS / "architecture.md").read_text(), re.DOTALL)
+    [example] = re.findall(
+        r"```python\n(class Summarize.*?)```", (PROJECT / "docs" / "architecture.md").read_text(), re.DOTALL
+    )
     definitions, entry = example.split("\n\n\nTask(")
     scope = dict(vars(tasks))
     exec(definitions, scope)

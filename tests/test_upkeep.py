@@ -20,8 +20,8 @@ from mtllm.domain.money import TokenUsage
 from mtllm.ledger.ledger import Hit, Ledger, open_ledger
 from mtllm.ledger.sqlite import SQLiteEngine
 from mtllm.tasks import TASK_BY_NAME, parse
-from tests.fakes import FakeClock
-from tests.ledgers import assert_adds_up, until
+from tests.support.fakes import FakeClock
+from tests.support.ledgers import assert_adds_up, until
 
 DAY = 86_400
 RETENTION_DAYS = 30

@@ -12,7 +12,7 @@ import pytest
 from waitress.server import create_server
 
 from mtllm.http.waitress_server import quicken
-from tests.serving import eventually
+from tests.support.serving import eventually
 
 PATIENCE = 20.0
 StartResponse = Callable[..., Any]

@@ -28,9 +28,9 @@ from waitress import wasyncore
 from waitress.server import create_server
 
 from app import Api
+from mtllm.project import PROJECT
 from mtllm.settings import Settings
 
-PROJECT = Path(__file__).resolve().parent.parent
 PATIENCE = 20.0
 """Seconds after which whatever a test waits for is not going to come."""
 

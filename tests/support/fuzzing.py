@@ -31,7 +31,7 @@ from mtllm.security.detection import inspect
 from mtllm.security.redaction import MASK, redact
 from mtllm.settings import Settings, SettingsError, load_settings
 from mtllm.tasks import TASKS, Job, parse
-from tests.raw_http import RawAnswer, call_wsgi, connect
+from tests.support.raw_http import RawAnswer, call_wsgi, connect
 
 PATIENCE = 5.0
 """Seconds after which an answer counts as a hang."""

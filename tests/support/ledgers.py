@@ -18,7 +18,7 @@ from mtllm.domain.money import Amount, Charge, Cost, TokenUsage
 from mtllm.ledger.engine import Connection, Engine, Row, Value
 from mtllm.ledger.ledger import Attempt, Hit, Ledger, Settlement, Totals
 from mtllm.ledger.sqlite import SQLiteEngine
-from tests.postgres_server import PostgresServer
+from tests.support.postgres_server import PostgresServer
 
 _numbers = itertools.count()
 
