@@ -16,15 +16,19 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mtllm import env_file as dotenv
+from mtllm.domain.completion import FallbackReason
 from mtllm.domain.limits import Limit, parse_limits
+from mtllm.domain.thinking import ThinkingLevel
 from mtllm.project import PROJECT, project_path
 
 MIB = 1024 * 1024
 DEFAULT_RATE_LIMITS = "60/minute;1000/hour"
+MODEL_NAME = r"[A-Za-z0-9._/-]{1,100}"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+OFFLINE_PREFIX = "offline-"
 OFFLINE_LEDGER = "offline.sqlite3"
 _OFFLINE_KEY = "none-is-needed-offline"  # masked in logs like any key, so it must be nothing that one would write
-_EMPTY_HAS_A_MEANING = frozenset({"rate_limits", "cors_origins"})
+_EMPTY_HAS_A_MEANING = frozenset({"rate_limits", "cors_origins", "gemini_fallback_models"})
 
 
 class SettingsError(Exception):
@@ -110,6 +114,19 @@ def _require_redis_url(url: str) -> str:
     return url
 
 
+def _require_model_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    if any(not re.fullmatch(MODEL_NAME, name) for name in names):
+        raise ValueError("must be names of models separated by commas")
+    return names
+
+
+def _require_choice(reason: FallbackReason) -> FallbackReason:
+    if reason is FallbackReason.SWAPPED:
+        raise ValueError("must be unavailable, overloaded, quota or timeout")
+    return reason
+
+
+FallbackOn = Annotated[FallbackReason, AfterValidator(_require_choice)]
 ProjectPath = Annotated[Path, BeforeValidator(_locate_in_project)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 Secret = Annotated[str, AfterValidator(_require_header_safe)]
@@ -128,8 +145,25 @@ class Settings(BaseModel):
     google_api_key: Secret | None = Field(
         None, repr=False, description="Key of the Gemini API; without it and without --offline, tasks answer 503"
     )
-    gemini_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,100}$")] = Field(
+    gemini_model: Annotated[str, Field(pattern=f"^{MODEL_NAME}$")] = Field(
         "gemini-2.5-flash-lite", description="Model that answers"
+    )
+    gemini_fallback_models: Annotated[Names, AfterValidator(_require_model_names)] = Field(
+        ("gemini-3.1-flash-lite",), description="Models asked in turn when GEMINI_MODEL is not served; empty = none"
+    )
+    gemini_fallback_on: Annotated[tuple[FallbackOn, ...], BeforeValidator(_split_names)] = Field(
+        (FallbackReason.UNAVAILABLE,),
+        description="For what the next one is asked: unavailable, overloaded, quota, timeout",
+    )
+    gemini_models_allowed: Annotated[Names, AfterValidator(_require_model_names)] = Field(
+        (), description="Models that a request may name beside those above"
+    )
+    gemini_thinking: ThinkingLevel = Field(
+        ThinkingLevel.MINIMAL,
+        description="How much a model thinks for callers who do not say: minimal (the least it has), low, medium, high",
+    )
+    models_file: Annotated[ProjectPath, AfterValidator(_require_existing)] = Field(
+        Path("models.toml"), description="Dated table of what each model takes and gives"
     )
     gemini_api_endpoint: Annotated[str, AfterValidator(_require_http_url)] | None = Field(
         None, description="Another server that speaks Gemini's protocol, a path allowed; empty = Google's"
@@ -257,7 +291,9 @@ class Settings(BaseModel):
         return self.model_copy(
             update={
                 "google_api_key": _OFFLINE_KEY,
-                "gemini_model": f"offline-{self.gemini_model.rpartition('/')[2]}",
+                "gemini_model": offline_name(self.gemini_model),
+                "gemini_fallback_models": tuple(map(offline_name, self.gemini_fallback_models)),
+                "gemini_models_allowed": tuple(map(offline_name, self.gemini_models_allowed)),
                 "gemini_api_endpoint": endpoint,
                 "database_url": database,
             }
@@ -266,7 +302,7 @@ class Settings(BaseModel):
     @property
     def is_offline(self) -> bool:
         """Return whether answers are canned."""
-        return self.gemini_model.startswith("offline-")
+        return self.gemini_model.startswith(OFFLINE_PREFIX)
 
     @property
     def ledger_location(self) -> str:
@@ -282,6 +318,11 @@ class Settings(BaseModel):
         """Return every secret value, for masking."""
         single = (self.google_api_key, self.admin_api_key, self.database_url, self.redis_url)
         return tuple(filter(None, single)) + tuple(secret for _, secret in self.api_keys)
+
+
+def offline_name(model: str) -> str:
+    """Return the name under which the emulator answers for a model."""
+    return f"{OFFLINE_PREFIX}{model.rpartition('/')[2]}"
 
 
 def default_text(field: str) -> str:

@@ -26,6 +26,7 @@ from mtllm.domain.errors import (
     MaxOutputTokensTooSmall,
     UpstreamInvalidAnswer,
 )
+from mtllm.domain.thinking import ThinkingLevel
 
 MAX_CATEGORIES = 100
 MAX_CATEGORY_CHARS = 200
@@ -66,11 +67,22 @@ WholeNumber = Annotated[int, BeforeValidator(_accept_whole_float)]
 """An integer; JSON knows numbers only, and some clients write 10 as 10.0."""
 
 
+Thinking = Annotated[ThinkingLevel, Field(strict=False)]
+"""One of the levels, as a string."""
+
+
 class TaskRequest(BaseModel):
     """The base of every request model: JSON types as they are (no coercion), unknown fields refused."""
 
     # Only names are worth pydantic's string cache, which would otherwise hold on to the last 16,384 short prompts.
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, cache_strings="keys")
+
+    model: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._/-]{1,100}$",
+        description="The model that is to answer, one of those that this service allows; left out, its own choice.",
+        examples=["gemini-2.5-flash-lite"],
+    )
 
 
 class GenerateTextRequest(TaskRequest):
@@ -81,6 +93,9 @@ class GenerateTextRequest(TaskRequest):
     )
     temperature: float = Field(0.7, ge=0, le=2, allow_inf_nan=False, description="0 is the most repeatable.")
     max_output_tokens: WholeNumber = Field(2048, ge=1, le=MAX_OUTPUT_TOKENS, description="Thinking counts towards it.")
+    thinking: Thinking | None = Field(
+        None, description="How much the model may think; left out, GEMINI_THINKING. Thoughts are paid for as output."
+    )
     stream: bool = Field(False, description="Answer as server-sent events.")
 
 
@@ -183,6 +198,8 @@ class Task:
     """The answer as the caller gets it; raises an ApiError for one that must not be passed on."""
     template_version: int = 1
     """Part of the cache key: raise it when `instruct` changes what the model is told."""
+    thinking: ThinkingLevel | None = None
+    """The level at which this task is always done; None: the caller's, else the service's."""
     repairs: int = 0
     """How often an answer that is invalid or cut short is asked for again."""
 
@@ -222,6 +239,7 @@ TASKS: tuple[Task, ...] = (
         answer_field="classification",
         instruct=_classify_instruction,
         read=_one_of_the_labels,
+        thinking=ThinkingLevel.MINIMAL,
         repairs=1,
     ),
 )
@@ -237,6 +255,14 @@ class Job:
     instruction: Instruction
     stream: bool
     body_bytes: int
+    model: str | None = None
+    """The model that the caller named."""
+    thinking: ThinkingLevel | None = None
+    """How much thinking the caller wants."""
+    own_limit: bool = True
+    """The limit of output tokens is ours, so it may get room for thoughts."""
+    own_temperature: bool = False
+    """The caller gave the temperature."""
 
     @property
     def input_bound(self) -> int:
@@ -247,17 +273,19 @@ class Job:
         instruction = self.instruction
         return self.body_bytes + len("".join((instruction.system or "", *instruction.labels)).encode())
 
-    def key(self, model: str, scope: str = "", endpoint: str = "") -> bytes:
+    def key(self, model: str, scope: str = "", endpoint: str = "", *, told: Instruction | None = None) -> bytes:
         """Return a digest over everything that changes the answer; `scope` keeps the answers of callers apart.
 
-        `endpoint` is the server that answers, empty for Google's.
+        `told` is the instruction as `model` is told it; `endpoint` the server that answers, empty for Google's.
         """
-        asked = self.instruction
+        asked = told or self.instruction
         # -0.0 is 0.0, and an integer a float: equal numbers are one key
         temperature = None if asked.temperature is None else asked.temperature + 0.0
+        plan = asked.thinking
+        thinking = "" if plan is None else f" {plan.level or plan.budget}"
         canonical = "\0".join(  # no part holds a NUL, and all but the labels, which come last, are always there
             (
-                f"{self.task.name} {self.task.template_version} {temperature!r} {asked.max_output_tokens}",
+                f"{self.task.name} {self.task.template_version} {temperature!r} {asked.max_output_tokens}{thinking}",
                 endpoint,
                 model,
                 scope,
@@ -284,7 +312,17 @@ def parse(task: Task, body: bytes, *, max_chars: int) -> Job:
     instruction = task.instruct(request)
     if len(instruction.prompt) > max_chars:
         raise InvalidRequest(details=(FieldError(task.prompt_field, f"must have at most {max_chars} characters"),))
-    return Job(task, instruction, getattr(request, "stream", False), len(body))
+    given = request.model_fields_set
+    return Job(
+        task,
+        instruction,
+        getattr(request, "stream", False),
+        len(body),
+        model=request.model,
+        thinking=getattr(request, "thinking", None),
+        own_limit="max_output_tokens" not in given,
+        own_temperature="temperature" in given,
+    )
 
 
 def _find_repeated(given: set[str], body: bytes) -> list[str]:

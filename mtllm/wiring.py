@@ -28,22 +28,27 @@ from mtllm.caching.redis_tier import TieredCache
 from mtllm.caching.responses import AnswerStore
 from mtllm.completions.attempts import Attempts
 from mtllm.completions.cache_policy import CachePolicy
+from mtllm.completions.chain import ModelChain
+from mtllm.completions.free_look import FreeLook
+from mtllm.completions.request import AnswerKeys
 from mtllm.completions.service import Completions, Waiting
+from mtllm.domain.errors import QuotaExhausted
 from mtllm.domain.money import NANO
 from mtllm.gemini.client import Gemini
+from mtllm.gemini.models import ModelTable
 from mtllm.ledger.ledger import SERVICE_SCOPE, Budget, Ledger, key_scope, open_ledger
 from mtllm.logs.writer import RequestLogger
-from mtllm.parts import CheckResult, Parts, judge
+from mtllm.parts import OK, CheckResult, Parts, judge
 from mtllm.ratelimit.clients import ClientTable
 from mtllm.ratelimit.limiter import RateLimiter
 from mtllm.ratelimit.redis_limiter import SharedRateLimiter
 from mtllm.redis_link import RedisLink
 from mtllm.resilience.admission import Admission
-from mtllm.resilience.breaker import CircuitBreaker
+from mtllm.resilience.breaker import Breakers, CircuitBreaker
 from mtllm.resilience.retry import Retrier, RetryBudget
 from mtllm.security.access import ApiKey, ClientResolver, KeyRing
 from mtllm.security.bursts import BurstDetector
-from mtllm.settings import Settings, SettingsError
+from mtllm.settings import OFFLINE_PREFIX, Settings, SettingsError
 
 DEFAULT_THREADS = 4
 """Threads that a server is taken to have which does not tell: as many as waitress has by default."""
@@ -84,7 +89,9 @@ class Service:
     recorder: CostRecorder
     maintenance: LedgerMaintenance
     budgets: DailyBudgets
-    breaker: CircuitBreaker
+    breakers: Breakers
+    chain: ModelChain
+    free_look: FreeLook
     admission: Admission
     completions: Completions
 
@@ -172,12 +179,13 @@ def build(
         Workers(), start=lambda workers, threads: workers.open(slots(settings, threads)), close=Workers.shutdown
     )
     model = add(_make_model(settings), close=_close_model, checks={"backend": _check_model})
-    breaker = add(CircuitBreaker(monotonic=monotonic), checks={"breaker": _check_breaker})
+    chain = add(_make_chain(settings, notices, clock, monotonic), checks={"model": check_chain})
+    breakers = add(Breakers(lambda: CircuitBreaker(monotonic=monotonic)), checks={"breaker": _check_breaker})
     stopping = threading.Event()
     attempts = Attempts(
         recorder,
         admission=admission,
-        breaker=breaker,
+        breakers=breakers,
         retrier=Retrier(
             max_attempts=settings.gemini_max_attempts,
             max_wait_seconds=settings.gemini_max_wait_seconds,
@@ -189,18 +197,18 @@ def build(
         monotonic=monotonic,
     )
     completions = Completions(
-        settings.gemini_model,
+        chain,
         model,
         CachePolicy(cache, recorder),
         attempts,
         admission=admission,
         pool=workers,
         waiting=waiting,
-        key_scoped=settings.cache_scope == "key",
-        endpoint=_answering_endpoint(settings),
+        keys=AnswerKeys(settings.cache_scope == "key", _answering_endpoint(settings)),
         monotonic=monotonic,
     )
     add(WarmUp(ledger, model), start=WarmUp.start)
+    free_look = add(FreeLook(chain, model, monotonic=monotonic), start=FreeLook.start, close=FreeLook.close)
 
     def stop_calls(completions: Completions) -> None:
         stopping.set()
@@ -225,7 +233,9 @@ def build(
         recorder=recorder,
         maintenance=maintenance,
         budgets=DailyBudgets(settings),
-        breaker=breaker,
+        breakers=breakers,
+        chain=chain,
+        free_look=free_look,
         admission=admission,
         completions=completions,
     )
@@ -397,6 +407,33 @@ def _make_model(settings: Settings) -> Gemini | None:
     )
 
 
+def _make_chain(settings: Settings, notices: Notices, clock: Clock, monotonic: Clock) -> ModelChain:
+    models = (settings.gemini_model, *settings.gemini_fallback_models)
+    return ModelChain(
+        models,
+        allowed=settings.gemini_models_allowed,
+        aliases=_offline_aliases(models + settings.gemini_models_allowed) if settings.is_offline else None,
+        fall_back_on=settings.gemini_fallback_on,
+        table=_load_models(settings),
+        thinking=settings.gemini_thinking,
+        clock=clock,
+        monotonic=monotonic,
+        warn=notices.reporter("model_swapped"),
+    )
+
+
+def _offline_aliases(models: tuple[str, ...]) -> dict[str, str]:
+    """Return the real names of the models that the emulator plays, so that a client need not know that it does."""
+    return {model.removeprefix(OFFLINE_PREFIX): model for model in models}
+
+
+def _load_models(settings: Settings) -> ModelTable:
+    try:
+        return ModelTable.load(settings.models_file)
+    except (OSError, ValueError) as problem:
+        raise SettingsError(f"MODELS_FILE: {problem}") from None
+
+
 def _close_model(model: Gemini | None) -> None:
     if model is not None:
         model.close()
@@ -465,8 +502,20 @@ def _check_disk(folders: tuple[Path, ...]) -> CheckResult:
     return judge(free >= LEAST_FREE_BYTES, f"only {free} bytes are free")
 
 
-def _check_breaker(breaker: CircuitBreaker) -> CheckResult:
-    state = breaker.state
+def check_chain(chain: ModelChain) -> CheckResult:
+    """Return whether a model of the chain is served to this key, as far as looks and calls have told."""
+    first, answering = chain.standings()[0], chain.answering()
+    refusal = answering.refusal
+    if refusal is not None:
+        fails = refusal.failure is not QuotaExhausted
+        return CheckResult("fail" if fails else "degraded", f"{answering.model} {refusal.sentence}")
+    if first.refusal is not None:
+        return CheckResult("degraded", f"{first.model} {first.refusal.sentence}; {answering.model} answers")
+    return OK
+
+
+def _check_breaker(breakers: Breakers) -> CheckResult:
+    state = breakers.snapshot().state
     return judge(state == "closed", f"{state}: Gemini is failing", otherwise="degraded")
 
 

@@ -306,7 +306,7 @@ def test_an_outage_does_not_multiply_traffic(make_app: MakeApp, gemini: Scripted
     """Ten retries and a tenth of the calls: 40 failing requests of four attempts each make 54 calls, not 160."""
     gemini.answers(*[status(503, retry_delay="0.001s")] * 200)
     app = make_app(rate_limits="")
-    app.service.breaker._threshold = 1000
+    app.service.breakers.of(app.service.chain.models[0])._threshold = 1000
     client = app.test_client()
     statuses = {client.post(TEXT, json={"prompt": f"{number}"}).status_code for number in range(40)}
     assert statuses == {503}

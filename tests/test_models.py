@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mtllm.domain.thinking import ThinkingLevel
+from mtllm.domain.thinking import ThinkingLevel, ThinkingPlan
 from mtllm.gemini.models import (
     DYNAMIC,
     Availability,
@@ -16,7 +16,6 @@ from mtllm.gemini.models import (
     TemperatureUse,
     Thinking,
     ThinkingForm,
-    ThinkingPlan,
 )
 from mtllm.project import PROJECT
 

@@ -10,7 +10,7 @@ from mtllm.billing.prices import PriceTable, SpendMeter
 from mtllm.billing.recorder import CostRecorder, OpenAttempt
 from mtllm.billing.tokens import DriftMeter, TokenCounter
 from mtllm.domain.caller import Caller
-from mtllm.domain.completion import Answer
+from mtllm.domain.completion import Answer, Route
 from mtllm.domain.errors import Abandoned, ApiError, ContentBlocked, UpstreamError, UpstreamTimeout
 from mtllm.domain.money import Amount, Cost, TokenUsage
 from mtllm.ledger.ledger import Ledger, open_ledger
@@ -38,7 +38,9 @@ def attempt(ledger: Ledger) -> Iterator[OpenAttempt]:
     prices = PriceTable.fixed(0.1, 0.4)
     recorder = CostRecorder(ledger, prices, counter, SpendMeter(), drift, clock=clock, monotonic=clock)
     job = parse(TASK_BY_NAME["text"], b'{"prompt": "x"}', max_chars=10)
-    yield recorder.attempt(job, Caller("r-1", "10.0.0.1"), "model", number=1, seconds=30)
+    yield recorder.attempt(
+        job, Caller("r-1", "10.0.0.1"), Route("model", job.instruction, "model"), number=1, seconds=30
+    )
     drift.close()
 
 

@@ -15,6 +15,7 @@ from mtllm.billing.tokens import DriftMeter, TokenCounter
 from mtllm.caching.responses import AnswerStore
 from mtllm.completions.attempts import Attempts
 from mtllm.completions.cache_policy import CachePolicy
+from mtllm.completions.chain import ModelChain
 from mtllm.completions.service import Completions
 from mtllm.domain.caller import Caller
 from mtllm.domain.completion import Answer, CacheControl, CacheHit, Completion, Origin
@@ -32,7 +33,7 @@ from mtllm.domain.errors import (
 from mtllm.domain.money import TokenUsage
 from mtllm.ledger.ledger import Budget, Ledger, open_ledger
 from mtllm.resilience.admission import Admission
-from mtllm.resilience.breaker import CircuitBreaker
+from mtllm.resilience.breaker import Breakers, CircuitBreaker
 from mtllm.resilience.retry import Retrier, RetryBudget
 from mtllm.tasks import TASK_BY_NAME, Job, parse
 from tests.support.fakes import FakeClock, FakeModel
@@ -74,7 +75,7 @@ class House:
         self.ledger: Ledger = open_ledger(folder / "ledger.sqlite3", sync="normal", clock=clock, monotonic=clock)
         self.cache = cache(stale_seconds=stale_seconds, clock=clock, monotonic=clock)
         self.spend = SpendMeter()
-        self.breaker = CircuitBreaker(monotonic=clock)
+        self.breakers = Breakers(lambda: CircuitBreaker(monotonic=clock))
         self.admission = Admission(places, threads=places + 1, monotonic=clock)
         self.pool = ThreadPoolExecutor(places)
         counter = TokenCounter()
@@ -84,13 +85,13 @@ class House:
         attempts = Attempts(
             recorder,
             admission=self.admission,
-            breaker=self.breaker,
+            breakers=self.breakers,
             retrier=Retrier(max_attempts=4, budget=RetryBudget(monotonic=clock), monotonic=clock, wait=clock.sleep),
             clock=clock,
             monotonic=clock,
         )
         self.flow = Completions(
-            self.model.model,
+            ModelChain((self.model.model,), clock=clock, monotonic=clock),
             self.model,
             CachePolicy(self.cache, recorder),
             attempts,

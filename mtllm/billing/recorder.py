@@ -16,7 +16,7 @@ from typing import Self
 from mtllm.billing.prices import Price, PriceTable, SpendMeter
 from mtllm.billing.tokens import DriftMeter, TokenCounter
 from mtllm.domain.caller import Caller
-from mtllm.domain.completion import Answer, Instruction, StoredAnswer
+from mtllm.domain.completion import Answer, Instruction, Route, StoredAnswer
 from mtllm.domain.errors import (
     Abandoned,
     ApiError,
@@ -134,13 +134,14 @@ class CostRecorder:
         """Return the price of `model` on the UTC day of `at`; None when the table has none."""
         return self._prices.price_of(model, datetime.fromtimestamp(at, UTC).date())
 
-    def attempt(self, job: Job, caller: Caller, model: str, *, number: int, seconds: float) -> OpenAttempt:
+    def attempt(self, job: Job, caller: Caller, route: Route, *, number: int, seconds: float) -> OpenAttempt:
         """Put attempt `number` on disk with an upper bound of its cost, before Gemini is called.
 
         `seconds` is how long the call may take. Raises BudgetExceeded, LedgerUnavailable, or NotConfigured when a
         budget is set for a model without a price.
         """
         now = self._clock()
+        model, instruction = route.model, route.instruction
         price = self.price_of(model, now)
         if price is None and caller.budgets:
             raise NotConfigured(f"A budget is set but {model} has no price: add it to the price table.")
@@ -151,12 +152,12 @@ class CostRecorder:
             model=model,
             timestamp=now,
             deadline=now + max(seconds, 0.0) + SETTLING_SECONDS,
-            reserved=price.bound(job.input_bound, job.instruction.max_output_tokens) if price else 0,
+            reserved=price.bound(job.input_bound, instruction.max_output_tokens) if price else 0,
             key=caller.key,
             number=number,
         )
         row = self._ledger.open(attempt, caller.budgets)
-        return OpenAttempt(self, row, attempt, job.instruction, budgeted=bool(caller.budgets))
+        return OpenAttempt(self, row, attempt, instruction, budgeted=bool(caller.budgets))
 
     def settle(self, row: int, settlement: Settlement) -> None:
         """Put the end of an attempt on disk. Raises LedgerUnavailable when it cannot be; `settle_late` tries again."""

@@ -1,4 +1,4 @@
-"""Calls to a model, each on the books:  circuit breaker ► retries ► repairs ► one attempt."""
+"""Calls to one model, each on the books:  circuit breaker ► retries ► repairs ► one attempt."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from functools import partial
 
 from mtllm.billing.recorder import CostRecorder, OpenAttempt
-from mtllm.completions.ports import Model
 from mtllm.completions.request import CompletionRequest
-from mtllm.domain.completion import Answer, StoredAnswer, render_body
+from mtllm.domain.completion import Answer, Route, StoredAnswer, render_body
 from mtllm.domain.errors import (
     Abandoned,
     ApiError,
@@ -23,12 +22,12 @@ from mtllm.domain.errors import (
     UpstreamUnavailable,
 )
 from mtllm.resilience.admission import Admission
-from mtllm.resilience.breaker import CircuitBreaker
+from mtllm.resilience.breaker import Breakers, CircuitBreaker
 from mtllm.resilience.retry import Retrier, run_with_repairs
 from mtllm.tasks import Job
 
-Ask = Callable[[Model, OpenAttempt], Answer]
-"""Puts the question to the model, once. Raises UpstreamFailure."""
+Ask = Callable[[Route, float, OpenAttempt], Answer]
+"""Puts the question to a route's model, once, by a deadline (monotonic seconds). Raises UpstreamFailure."""
 
 
 class Attempts:
@@ -39,14 +38,14 @@ class Attempts:
         recorder: CostRecorder,
         *,
         admission: Admission,
-        breaker: CircuitBreaker,
+        breakers: Breakers,
         retrier: Retrier,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._recorder = recorder
         self._admission = admission
-        self._breaker = breaker
+        self._breakers = breakers
         self._retrier = retrier
         self._clock = clock
         self._monotonic = monotonic
@@ -54,19 +53,19 @@ class Attempts:
     def run(
         self,
         request: CompletionRequest,
-        model: Model,
         ask: Ask,
         *,
         retry_until: float,
         wait: Callable[[float], bool | None] | None = None,
         may_repeat: Callable[[], bool] | None = None,
     ) -> StoredAnswer:
-        """Return the answer of `model`, ready to store. What each attempt cost is added to the request's receipt.
+        """Return the answer of the request's model, ready to store; what each attempt cost is on its receipt.
 
         `retry_until` (monotonic seconds), `wait` and `may_repeat` are the Retrier's. Raises the ApiError of the last
         attempt.
         """
-        attempt = partial(self._attempt, request, model, ask)
+        attempt = partial(self._attempt, request, ask, retry_until)
+        before = request.receipt.attempts
         retry = partial(
             self._retrier.run,
             attempt,
@@ -75,46 +74,45 @@ class Attempts:
             may_repeat=may_repeat,
             patience=self._retrier.patience(),
         )
-        with self._guard():
-            return self._repair(request, retry, may_repeat)
+        with self._guard(self._breakers.of(request.route.model)):
+            return self._repair(request, retry, lambda: request.receipt.attempts - before, may_repeat)
 
     @contextmanager
-    def _guard(self) -> Iterator[None]:
+    def _guard(self, breaker: CircuitBreaker) -> Iterator[None]:
         """Let the circuit breaker admit what is done inside, and learn from how it ends."""
-        self._breaker.admit()
+        breaker.admit()
         try:
             yield
         except UpstreamFailure as failure:
-            self._breaker.record_failure(failure)
+            breaker.record_failure(failure)
             if isinstance(failure, UpstreamUnavailable):  # whoever opened the breaker is to wait for it too
-                failure.retry_after = max(failure.retry_after or 0.0, self._breaker.snapshot().retry_in)
+                failure.retry_after = max(failure.retry_after or 0.0, breaker.snapshot().retry_in)
             raise
         except (ContentBlocked, MaxOutputTokensTooSmall):
-            self._breaker.record_success()  # Gemini works; it is the content that does not
+            breaker.record_success()  # Gemini works; it is the content that does not
             raise
         except BaseException:
-            self._breaker.withdraw()  # nothing was learnt about Gemini
+            breaker.withdraw()  # nothing was learnt about Gemini
             raise
-        self._breaker.record_success()
+        breaker.record_success()
 
     def _repair(
         self,
         request: CompletionRequest,
         retry: Callable[..., StoredAnswer],
+        count_made: Callable[[], int],
         may_repeat: Callable[[], bool] | None,
     ) -> StoredAnswer:
         """Make attempts with retries; ask again for an invalid answer as often as the task allows."""
 
         def may_repair() -> bool:
-            return (may_repeat is None or may_repeat()) and self._retrier.allows_more_than(request.receipt.attempts)
+            return (may_repeat is None or may_repeat()) and self._retrier.allows_more_than(count_made())
 
-        return run_with_repairs(
-            lambda: retry(made=request.receipt.attempts), request.job.task.repairs, may_repair=may_repair
-        )
+        return run_with_repairs(lambda: retry(made=count_made()), request.job.task.repairs, may_repair=may_repair)
 
-    def _attempt(self, request: CompletionRequest, model: Model, ask: Ask) -> StoredAnswer:
-        with self._open(request, model) as attempt:
-            answer = ask(model, attempt)
+    def _attempt(self, request: CompletionRequest, ask: Ask, by: float) -> StoredAnswer:
+        with self._open(request) as attempt:
+            answer = ask(request.route, by, attempt)
             text, failure = _read(request.job, answer)
             charge = attempt.settle(answer, failure)
         if failure is not None:
@@ -129,12 +127,12 @@ class Attempts:
         )
 
     @contextmanager
-    def _open(self, request: CompletionRequest, model: Model) -> Iterator[OpenAttempt]:
+    def _open(self, request: CompletionRequest) -> Iterator[OpenAttempt]:
         """Put one attempt on the books, and what it came to on the request's receipt."""
         attempt = self._recorder.attempt(
             request.job,
             request.caller,
-            model.model,
+            request.route,
             number=request.receipt.attempts + 1,
             seconds=request.deadline - self._monotonic(),
         )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from mtllm.billing.recorder import CostRecorder
 from mtllm.completions.ports import AnswerCache
 from mtllm.completions.request import CompletionRequest
-from mtllm.domain.completion import NO_CACHE_CONTROL, CacheHit, Completion, Origin, StoredAnswer
+from mtllm.domain.completion import NO_CACHE_CONTROL, CacheHit, Completion, Origin, Route, StoredAnswer
 from mtllm.domain.errors import NotCached, UpstreamFailure
 from mtllm.domain.money import Amount, Receipt
 
@@ -26,7 +26,7 @@ class CachePolicy:
             found = self._cache.look_up(request.key, max_age=asked.max_age)
             if found is not None:
                 return self._hit(request, found, Origin.HIT)
-        return Completion(Origin.NONE, error=NotCached()) if asked.only_if_cached else None
+        return Completion(Origin.NONE, error=NotCached(), route=request.route) if asked.only_if_cached else None
 
     def look_up_again(self, request: CompletionRequest) -> Completion | None:
         """Return the answer that another flight has stored between this request's look-up and its own flight."""
@@ -41,15 +41,16 @@ class CachePolicy:
     def store(self, request: CompletionRequest, answer: StoredAnswer) -> Completion:
         """Store an answer that was paid for, unless the request forbids it, and return the completion."""
         stored = not request.cache_control.no_store and self._cache.store(request.key, answer)
-        return Completion(Origin.PAID, request.receipt, answer, stored=stored)
+        return Completion(Origin.PAID, request.receipt, answer, stored=stored, route=request.route)
 
     def share(self, request: CompletionRequest, leaders: Completion, waited: float) -> Completion:
         """Return what a follower gets of its leader's completion after `waited` seconds: the answer for free."""
         if leaders.answer is None:
-            return Completion(Origin.NONE, error=leaders.error, queue_seconds=waited)
+            return Completion(Origin.NONE, error=leaders.error, queue_seconds=waited, route=leaders.route)
         self._cache.count_shared_hit(missed=not request.cache_control.no_cache)
         found = CacheHit(leaders.answer, leaders.age, leaders.ttl)
-        return replace(self._hit(request, found, Origin.SHARED), queue_seconds=waited)
+        route = replace(leaders.route or request.route, ignored=request.route.ignored)
+        return replace(self._hit(request, found, Origin.SHARED, route), queue_seconds=waited)
 
     def use_stale(self, request: CompletionRequest, failed: Completion) -> Completion:
         """Return an expired answer in place of a failure of Gemini's, or `failed` where none may serve.
@@ -59,14 +60,17 @@ class CachePolicy:
         asked = request.cache_control
         if not isinstance(failed.error, UpstreamFailure) or asked.no_store or asked.no_cache:
             return failed
-        found = self._cache.look_up_stale(request.key)
+        found = self._cache.look_up_stale(request.flight_key)
         if found is None or (asked.max_age is not None and found.age > asked.max_age):
             return failed
         stale = self._hit(request, found, Origin.STALE)
         return replace(stale, receipt=failed.receipt + stale.receipt)
 
-    def _hit(self, request: CompletionRequest, found: CacheHit, origin: Origin) -> Completion:
+    def _hit(
+        self, request: CompletionRequest, found: CacheHit, origin: Origin, route: Route | None = None
+    ) -> Completion:
+        route = route or request.route
         answer = found.answer
         self._recorder.book_hit(request.job, request.caller, answer, shared=origin is Origin.SHARED)
         receipt = Receipt(Amount(answer.usage))
-        return Completion(origin, receipt, answer, saved=answer.cost, age=found.age, ttl=found.ttl)
+        return Completion(origin, receipt, answer, saved=answer.cost, age=found.age, ttl=found.ttl, route=route)

@@ -6,7 +6,7 @@ import threading
 from queue import Empty, SimpleQueue
 
 from mtllm.completions.ports import AnswerStream
-from mtllm.domain.completion import Completion
+from mtllm.domain.completion import Completion, Route
 
 
 class LiveStream:
@@ -21,12 +21,20 @@ class LiveStream:
         self._parts: SimpleQueue[str | Completion] = SimpleQueue()
         self._source: AnswerStream | None = None
         self._lock = threading.Lock()
+        self.route: Route | None = None
+        """The route of the model that is being asked."""
         self.begun = False
         self.queue_seconds = 0.0
         """How long the stream waited for a slot."""
         self.cancelled = threading.Event()
         self.stopped = False
         """The service has cancelled it, not its client."""
+
+    @property
+    def model(self) -> str:
+        """Return the model that answers; the one that is asked until Gemini has said."""
+        source, route = self._source, self.route
+        return source.model if source is not None else (route.model if route else "")
 
     def next(self, timeout: float) -> str | Completion | None:
         """Return the next delta, or the completion at the end; None when neither came within `timeout` seconds."""
@@ -48,10 +56,11 @@ class LiveStream:
         if source is not None:
             source.cancel()
 
-    def feed_from(self, source: AnswerStream) -> None:
-        """Name the source of the deltas, so that it can be cancelled."""
+    def feed_from(self, source: AnswerStream, route: Route) -> None:
+        """Name the source of the deltas, so that it can be cancelled, and the route that it comes by."""
         with self._lock:
             self._source = source
+            self.route = route
             cancelled = self.cancelled.is_set()
         if cancelled:
             source.cancel()

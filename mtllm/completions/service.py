@@ -1,4 +1,4 @@
-"""One completion: stored answer, single flight, admission, attempts. Knows no HTTP.
+"""One completion: route, stored answer, single flight, admission, attempts. Knows no HTTP.
 
 look up ── stored ─────────────────────────────────────────► booked as a hit
    │
@@ -7,6 +7,7 @@ flight ─── follow ──► the leader's completion, shared
 slot, after a wait in line ── none came ──► Overloaded
    │ look up again
 attempts: reserve ► call ► settle                            in a thread of the pool, which outlives its caller
+   │                                                         the next model's, where the first is not served
    │
 store, finish the flight                                     an error of Gemini's: a stale answer, if one may serve
 """
@@ -20,14 +21,16 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
+from mtllm.completions.answering import Answering
 from mtllm.completions.attempts import Attempts
 from mtllm.completions.cache_policy import CachePolicy
+from mtllm.completions.chain import ModelChain
 from mtllm.completions.live_stream import LiveStream
 from mtllm.completions.ports import Model
-from mtllm.completions.request import ANSWER_GRACE_SECONDS, CompletionRequest, run_to_completion
+from mtllm.completions.request import ANSWER_GRACE_SECONDS, AnswerKeys, CompletionRequest, run_to_completion
 from mtllm.completions.streaming import Streaming
 from mtllm.domain.caller import Caller
-from mtllm.domain.completion import Answer, CacheControl, Completion, Origin
+from mtllm.domain.completion import Answer, CacheControl, Completion, Origin, Route
 from mtllm.domain.errors import ApiError, BudgetExceeded, Draining, NotConfigured, Overloaded, UpstreamTimeout
 from mtllm.resilience.admission import Admission
 from mtllm.resilience.single_flight import SingleFlight
@@ -45,30 +48,28 @@ class Completions:
 
     def __init__(
         self,
-        model_name: str,
+        chain: ModelChain,
         model: Model | None,
         cache: CachePolicy,
         attempts: Attempts,
         *,
+        keys: AnswerKeys | None = None,
         admission: Admission,
         pool: Executor,
         waiting: Waiting = nullcontext,
-        key_scoped: bool = False,
-        endpoint: str = "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._model_name = model_name
+        self._chain = chain
+        self._keys = keys = keys or AnswerKeys()
         self._model = model
         self._cache = cache
-        self._attempts = attempts
+        self._answering = answering = Answering(chain, keys, cache, attempts)
         self._admission = admission
         self._pool = pool
-        self._key_scoped = key_scoped
-        self._endpoint = endpoint
         self._waiting = waiting
         self._monotonic = monotonic
         self._flights: SingleFlight[Completion] = SingleFlight()
-        self._streaming = Streaming(cache, attempts, admission=admission, pool=pool, monotonic=monotonic)
+        self._streaming = Streaming(cache, answering, admission=admission, pool=pool, monotonic=monotonic)
 
     def close(self) -> None:
         """Give up the streams that are still under way; plain calls end with the model's connections."""
@@ -108,9 +109,8 @@ class Completions:
         return live
 
     def _request(self, job: Job, caller: Caller, cache_control: CacheControl, deadline: float) -> CompletionRequest:
-        scope = (caller.key or caller.client) if self._key_scoped else ""
-        key = job.key(self._model_name, scope, self._endpoint)
-        return CompletionRequest(job, caller, cache_control, key, deadline)
+        route = self._chain.route(job, caller.models)
+        return CompletionRequest(job, caller, cache_control, deadline, route, self._keys.of(job, caller, route))
 
     def _bind_model(self) -> Model:
         if self._model is None:
@@ -133,7 +133,7 @@ class Completions:
     def _join(self, request: CompletionRequest) -> tuple[Future[Completion], bool]:
         if request.cache_control.no_store:  # leaves no trace, so nobody may follow it
             return Future(), True
-        return self._flights.join(request.key)
+        return self._flights.join(request.flight_key)
 
     def _lead(self, request: CompletionRequest, model: Model, flight: Future[Completion]) -> Completion:
         """Let the pool do the work, so that the flight's life does not hang on this request's; its slot goes along."""
@@ -155,7 +155,8 @@ class Completions:
         try:
             return flight.result(max(0.0, request.deadline + ANSWER_GRACE_SECONDS - self._monotonic()))
         except FutureTimeout:
-            return Completion(Origin.PAID, request.receipt, error=UpstreamTimeout(breaks=True, maybe_billed=True))
+            timeout = UpstreamTimeout(breaks=True, maybe_billed=True)
+            return Completion(Origin.PAID, request.receipt, error=timeout, route=request.route)
 
     def _fly(self, request: CompletionRequest, model: Model, flight: Future[Completion]) -> None:
         completion = run_to_completion(request, lambda: self._look_up_again_or_ask(request, model))
@@ -163,16 +164,16 @@ class Completions:
         self._finish(request, flight, completion)
 
     def _look_up_again_or_ask(self, request: CompletionRequest, model: Model) -> Completion:
-        def ask(model: Model, _attempt: object) -> Answer:
-            return model.generate(request.job.instruction, deadline=request.deadline)
+        def ask(route: Route, by: float, _attempt: object) -> Answer:
+            return model.generate(route.instruction, deadline=by, model=route.model)
 
         completion = self._cache.look_up_again(request)
         if completion is not None:
             return completion
-        return self._cache.store(request, self._attempts.run(request, model, ask, retry_until=request.deadline))
+        return self._answering.run(request, ask, retry_until=request.deadline)
 
     def _finish(self, request: CompletionRequest, flight: Future[Completion], completion: Completion) -> None:
         if request.cache_control.no_store:
             flight.set_result(completion)
         else:
-            self._flights.finish(request.key, completion)
+            self._flights.finish(request.flight_key, completion)

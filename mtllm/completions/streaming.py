@@ -9,12 +9,12 @@ from dataclasses import replace
 from functools import partial
 
 from mtllm.billing.recorder import OpenAttempt
-from mtllm.completions.attempts import Attempts
+from mtllm.completions.answering import Answering
 from mtllm.completions.cache_policy import CachePolicy
 from mtllm.completions.live_stream import LiveStream
 from mtllm.completions.ports import Model
 from mtllm.completions.request import CompletionRequest, run_to_completion
-from mtllm.domain.completion import Answer, Completion, Origin
+from mtllm.domain.completion import Answer, Completion, Origin, Route
 from mtllm.domain.errors import Abandoned, ApiError, Draining, may_be_billed
 from mtllm.resilience.admission import Admission
 
@@ -25,14 +25,14 @@ class Streaming:
     def __init__(
         self,
         cache: CachePolicy,
-        attempts: Attempts,
+        answering: Answering,
         *,
         admission: Admission,
         pool: Executor,
         monotonic: Callable[[], float],
     ) -> None:
         self._cache = cache
-        self._attempts = attempts
+        self._answering = answering
         self._admission = admission
         self._pool = pool
         self._monotonic = monotonic
@@ -68,10 +68,9 @@ class Streaming:
         try:
             if live.cancelled.is_set():
                 raise _reason(live)
-            answer = self._attempts.run(
+            return self._answering.run(
                 request,
-                model,
-                partial(self._ask, live, request, gap, first_by),
+                partial(self._ask, live, model, request.deadline, gap),
                 retry_until=first_by,
                 wait=live.cancelled.wait,
                 may_repeat=lambda: not live.begun,
@@ -80,27 +79,28 @@ class Streaming:
             if live.cancelled.is_set() and not isinstance(error, Abandoned | Draining):
                 raise _reason(live) from error
             raise
-        return self._cache.store(request, answer)
 
     def _ask(
         self,
         live: LiveStream,
-        request: CompletionRequest,
-        gap: float,
-        first_by: float,
         model: Model,
+        deadline: float,
+        gap: float,
+        route: Route,
+        first_by: float,
         attempt: OpenAttempt,
     ) -> Answer:
         try:
             source = model.stream(
-                request.job.instruction,
+                route.instruction,
                 gap_seconds=gap,
                 first_seconds=first_by - self._monotonic(),
-                deadline=request.deadline,
+                deadline=deadline,
+                model=route.model,
             )
             with closing(source):
                 attempt.partial = source.partial_answer
-                live.feed_from(source)
+                live.feed_from(source, route)
                 for delta in source:
                     live.pass_on(delta)
         except BaseException as failure:

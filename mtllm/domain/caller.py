@@ -31,3 +31,5 @@ class Caller:
     client: str
     key: str | None = None
     budgets: tuple[Budget, ...] = ()
+    models: tuple[str, ...] | None = None
+    """The only models that the API key may use; None: those of the service."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from mtllm.domain.errors import ApiError
 from mtllm.domain.money import NOTHING, Charge, Receipt, TokenUsage
+from mtllm.domain.thinking import ThinkingPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,20 @@ class Completion:
     ttl: float = 0.0
     stored: bool = False
     queue_seconds: float = 0.0
+    route: Route | None = None
+    """How the answer was come by; None where no model was chosen."""
+
+    @property
+    def fallback(self) -> FallbackReason | None:
+        """Return why another model answered than the one that was asked for; None where none did."""
+        if self.answer is None or self.route is None:
+            return None
+        return self.route.fallback_of(self.answer.model)
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Return the fields that the caller gave and the model did not use."""
+        return self.route.ignored if self.route else ()
 
     @property
     def cached(self) -> bool:
@@ -81,11 +96,53 @@ class Instruction:
     system: str | None = None
     labels: tuple[str, ...] = ()
     """When not empty, the answer is constrained to exactly one of these."""
+    thinking: ThinkingPlan | None = None
+    """What the model is told of thinking; None: nothing."""
 
     @property
     def text(self) -> str:
         """Return all the words that are sent, for counting tokens."""
         return "\n".join((self.system or "", self.prompt, *self.labels))
+
+
+class FallbackReason(StrEnum):
+    """Why an answer comes from another model than the one that was asked for."""
+
+    UNAVAILABLE = "unavailable"
+    """It is not served: unknown, retired, or closed to this key."""
+    OVERLOADED = "overloaded"
+    """429 or 503 after its own retries, or its circuit breaker is open."""
+    QUOTA = "quota"
+    """A day's quota is used up, or the balance."""
+    TIMEOUT = "timeout"
+    SWAPPED = "swapped"
+    """Google let another model answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One model that a request may be answered by: its name, and the instruction as this model is told it.
+
+    `asked` is the model that was asked for, and `reason` why this one takes its place; None where it is the same.
+    `others` may be asked next. `ignored` are fields of the caller's that this model does not use.
+    """
+
+    model: str
+    instruction: Instruction
+    asked: str
+    reason: FallbackReason | None = None
+    others: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def fallback_of(self, answered: str) -> FallbackReason | None:
+        """Return why the model `answered` is not the one that was asked for; None where it is, or is a version of it.
+
+        A longer name is a version of the same model: gemini-2.5-flash-lite-001 is gemini-2.5-flash-lite.
+        """
+        asked = self.asked
+        if answered == asked or answered.startswith(f"{asked}-"):
+            return None
+        return self.reason or FallbackReason.SWAPPED
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +173,8 @@ def render_body(answer_field: str, text: str, answer: Answer, charge: Charge) ->
             "source": "tiktoken" if charge.estimated else "gemini",
         },
     }
+    if usage.thinking:
+        body["usage"]["thinking_tokens"] = usage.thinking
     if charge.estimated:
         body["estimated"] = True
     if charge.unpriced:
@@ -136,6 +195,12 @@ class StoredAnswer:
     finish_reason: str
     stored_at: float
     """Epoch seconds."""
+
+    def body_ignoring(self, fields: tuple[str, ...]) -> bytes:
+        """Return the body for a caller of whose request `fields` were not used, which it says."""
+        if not fields:
+            return self.body
+        return self.body.rstrip()[:-1] + b', "ignored": ' + json.dumps(fields).encode() + b"}\n"
 
     @property
     def text(self) -> str:

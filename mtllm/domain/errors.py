@@ -11,7 +11,7 @@
     │   ├── Overloaded, Draining, LedgerUnavailable, NotConfigured
     └── UpstreamFailure                                              Gemini's part in it
         ├── UpstreamError, UpstreamRejected, UpstreamInvalidAnswer, UpstreamAuthFailed, ModelUnavailable   502
-        ├── UpstreamUnavailable 503
+        ├── UpstreamUnavailable, QuotaExhausted                  503
         └── UpstreamTimeout 504
 
 A message is written for the caller of the API and is safe to show: it never holds a key, a prompt, a path or text that
@@ -324,13 +324,10 @@ class UpstreamAuthFailed(UpstreamFailure):
 
 
 class ModelUnavailable(UpstreamFailure):
-    """The configured model is unknown or retired."""
+    """A model is unknown, retired, or closed to this key."""
 
     status, code = 502, "model_unavailable"
-    sentence = (
-        "The configured model is not served (any more); the operator must set GEMINI_MODEL to a live one, such as "
-        "gemini-3.1-flash-lite."
-    )
+    sentence = "The model is not served (any more); the operator must set GEMINI_MODEL to a live one."
 
 
 class UpstreamUnavailable(UpstreamFailure):
@@ -338,6 +335,10 @@ class UpstreamUnavailable(UpstreamFailure):
 
     status, code = 503, "upstream_unavailable"
     sentence = "Gemini is not available at the moment."
+
+
+class QuotaExhausted(UpstreamUnavailable):
+    """A day's quota or the balance is used up: waiting a moment does not help."""
 
 
 class UpstreamTimeout(UpstreamFailure):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mtllm.domain.completion import Origin, StoredAnswer
+from mtllm.domain.completion import FallbackReason, Origin, StoredAnswer
 from mtllm.domain.errors import FieldError
 from mtllm.domain.findings import Finding
 from mtllm.domain.money import NO_AMOUNT, Amount
@@ -34,6 +34,9 @@ class RequestEvent:
     user_agent: str | None = None
     task: str | None = None
     model: str | None = None
+    requested_model: str | None = None
+    fallback: FallbackReason | None = None
+    """Why another model answered than the one that was asked for."""
     cached: bool | None = None
     origin: Origin = Origin.NONE
     amount: Amount = NO_AMOUNT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -20,3 +21,12 @@ class ThinkingLevel(StrEnum):
 
 
 _ORDER = tuple(ThinkingLevel)
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingPlan:
+    """What is sent for a level: `level` or `budget`, the other is None. `room` is the tokens its thoughts may need."""
+
+    level: ThinkingLevel | None
+    budget: int | None
+    room: int

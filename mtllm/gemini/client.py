@@ -83,34 +83,59 @@ class Gemini:
     def __exit__(self, *_exc_info: object) -> None:
         self.close()
 
-    def generate(self, instruction: Instruction, *, deadline: float) -> Answer:
-        """Ask once; over by `deadline` (monotonic seconds). Raises UpstreamFailure.
+    def generate(self, instruction: Instruction, *, deadline: float, model: str = "") -> Answer:
+        """Ask `model`, the configured one by default, once; over by `deadline` (monotonic). Raises UpstreamFailure.
 
         A completed call whose answer cannot be used is an Answer with `failure` set, for it may cost money.
         """
         client = self._client_by(deadline)
         call = BoundedCall(self._watchdog, deadline)
-        draft = Draft(self._model)
+        model = model or self._model
+        draft = Draft(model)
         call.allow()
         try:
             with translate_failures(call), call.on_this_thread():
-                draft.add(client.generate(self._model, instruction, call))
+                draft.add(client.generate(model, instruction, call))
         finally:
             call.finish()
         return draft.answer()
 
     def stream(
-        self, instruction: Instruction, *, gap_seconds: float, deadline: float, first_seconds: float = inf
+        self,
+        instruction: Instruction,
+        *,
+        gap_seconds: float,
+        deadline: float,
+        first_seconds: float = inf,
+        model: str = "",
     ) -> GeminiStream:
-        """Ask once and get the answer as it is written. The call is made by the first `next`.
+        """Ask `model`, the configured one by default, once, and get the answer as it is written.
 
+        The call is made by the first `next`.
         The first chunk takes at most `first_seconds`, it and each gap between chunks at most `gap_seconds`, and the
         whole ends by `deadline`.
         """
+        model = model or self._model
         call = BoundedCall(self._watchdog, deadline)
-        chunks = self._client_by(deadline).stream(self._model, instruction, call)
+        chunks = self._client_by(deadline).stream(model, instruction, call)
         first_seconds = min(first_seconds, gap_seconds)
-        return GeminiStream(chunks, call, Draft(self._model), first_seconds=first_seconds, gap_seconds=gap_seconds)
+        return GeminiStream(chunks, call, Draft(model), first_seconds=first_seconds, gap_seconds=gap_seconds)
+
+    def count_tokens(self, model: str, text: str, *, deadline: float) -> int:
+        """Return how many tokens `text` is for `model`, by `deadline`. Free. Raises UpstreamFailure.
+
+        ModelUnavailable tells that the model is not served to this key, which `models.get` does not.
+        """
+        from mtllm.gemini.rest import count_tokens
+
+        client = self._client_by(deadline)
+        call = BoundedCall(self._watchdog, deadline)
+        call.allow()
+        try:
+            with translate_failures(call), call.on_this_thread():
+                return count_tokens(client.session, model, text, call)
+        finally:
+            call.finish()
 
     def _client_by(self, deadline: float) -> Sdk | Rest:
         client = self._client()

@@ -15,6 +15,7 @@ from typing import Any
 from mtllm.domain.errors import (
     Draining,
     ModelUnavailable,
+    QuotaExhausted,
     Retry,
     UpstreamAuthFailed,
     UpstreamError,
@@ -52,12 +53,12 @@ def _failure_by_status(status: object, error: Mapping[str, Any], wait: float | N
     pause = DEFAULT_WAIT_SECONDS if wait is None else wait
     match status:
         case 429 if is_hopeless(error):
-            return UpstreamUnavailable(
+            return QuotaExhausted(
                 "Gemini serves this key no more until its owner has looked at quota and balance.", breaks=True
             )
         case 429 if is_daily(error):
             pause = MAX_WAIT_SECONDS if wait is None else wait
-            return UpstreamUnavailable(wait=wait, retry_after=pause, breaks=True)
+            return QuotaExhausted(wait=wait, retry_after=pause, breaks=True)
         case 429 | 503:
             return UpstreamUnavailable(retry=Retry.YES, wait=wait, retry_after=pause, breaks=True)
         case 408:

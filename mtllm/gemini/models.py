@@ -5,6 +5,7 @@
     facts.sends_temperature                 whether a temperature is worth sending (and part of the cache key)
     facts.plan(ThinkingLevel.MINIMAL)       what to send for a level, or None: send nothing
     facts.limit_with_room(2048, level)      our own default limit, with room for the level's thoughts
+    facts.fit(instruction, level, ...)      an instruction as this model is told it
 
 Whoever builds a request and whoever reserves its cost ask the same facts, of the day on which the call began: what is
 sent as `maxOutputTokens` bounds thoughts and answer together, so it is also what is reserved.
@@ -16,14 +17,15 @@ without more room.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from mtllm.domain.completion import Instruction
 from mtllm.domain.dated import EVIDENCE_FIELDS, NO_EVIDENCE, DatedTable, Entry, Evidence, read_entries, require_distinct
-from mtllm.domain.thinking import ThinkingLevel
+from mtllm.domain.thinking import ThinkingLevel, ThinkingPlan
 
 _MOST_TOKENS = 2**31 - 1  # the API's field is an int32
 _REQUIRED = ("name", "from", "state", "temperature", "output_limit")
@@ -63,15 +65,6 @@ class ThinkingForm(StrEnum):
 
 DYNAMIC = "dynamic"
 """The default of a model that decides by itself how much to think."""
-
-
-@dataclass(frozen=True, slots=True)
-class ThinkingPlan:
-    """What is sent for a level: `level` or `budget`, the other is None. `room` is the tokens its thoughts may need."""
-
-    level: ThinkingLevel | None
-    budget: int | None
-    room: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +140,22 @@ class ModelFacts:
         plan = self.plan(level)
         wanted = tokens + (plan.room if plan else 0)
         return wanted if self.output_limit is None else min(wanted, self.output_limit)
+
+    def fit(self, instruction: Instruction, level: ThinkingLevel, *, own_limit: bool) -> Instruction:
+        """Return the instruction as this model is told it: with a plan for its thoughts, and no idle temperature.
+
+        `own_limit`: the limit is ours and not the caller's, so it gets room for the thoughts.
+        """
+        plan = self.plan(level)
+        if plan is None and self.sends_temperature:
+            return instruction
+        limit = instruction.max_output_tokens
+        return replace(
+            instruction,
+            temperature=instruction.temperature if self.sends_temperature else None,
+            max_output_tokens=self.limit_with_room(limit, level) if own_limit else limit,
+            thinking=plan,
+        )
 
 
 class ModelTable:

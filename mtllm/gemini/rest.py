@@ -12,10 +12,12 @@ from typing import Any
 from urllib.parse import quote
 
 from mtllm.domain.completion import Instruction
+from mtllm.domain.thinking import ThinkingPlan
 from mtllm.gemini.answers import Chunk, read_chunk
 from mtllm.gemini.bodies import read_document, read_documents
 from mtllm.gemini.connections import Session
 from mtllm.gemini.deadlines import BoundedCall
+from mtllm.gemini.documents import as_count
 
 SOCKET_GRACE_SECONDS = 1.0
 """The socket's own time-out is later than the call's end by this; it matters only if the deadline thread is gone."""
@@ -59,7 +61,26 @@ def generation_config(instruction: Instruction) -> dict[str, Any]:
     if instruction.labels:
         config["responseMimeType"] = "text/x.enum"
         config["responseSchema"] = {"type": "STRING", "enum": list(instruction.labels)}
+    if instruction.thinking is not None:
+        config["thinkingConfig"] = thinking_config(instruction.thinking)
     return config
+
+
+def thinking_config(plan: ThinkingPlan) -> dict[str, Any]:
+    """Return Google's thinkingConfig (https://ai.google.dev/gemini-api/docs/thinking), in JSON's spelling."""
+    return {"thinkingBudget": plan.budget} if plan.level is None else {"thinkingLevel": plan.level.value.upper()}
+
+
+def count_tokens(session: Session, model: str, text: str, call: BoundedCall) -> int:
+    """Return how many tokens `text` is for a model, by countTokens, which is free.
+
+    Raises UpstreamFailure (ModelUnavailable where the model is not served to this key), or what urllib3 and the reading
+    of JSON raise.
+    """
+    body = json.dumps({"contents": [{"role": "user", "parts": [{"text": text}]}]}).encode()
+    with closing(session.send(_path(model, "countTokens"), body, timeout=_grace(call))) as raw:
+        _, document = read_document(raw)
+    return as_count(document.get("totalTokens"))
 
 
 def _body(instruction: Instruction) -> bytes:

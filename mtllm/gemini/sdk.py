@@ -7,6 +7,7 @@ finish reasons, the thoughts and the counts of newer models.
 
 from __future__ import annotations
 
+import json
 import threading
 import warnings
 from collections import deque
@@ -17,11 +18,12 @@ from urllib.parse import urlsplit
 from urllib3 import BaseHTTPResponse
 
 from mtllm.domain.completion import Instruction
+from mtllm.domain.thinking import ThinkingPlan
 from mtllm.gemini.answers import Chunk, read_chunk
 from mtllm.gemini.bodies import read_document, read_documents
 from mtllm.gemini.connections import Session
 from mtllm.gemini.deadlines import BoundedCall
-from mtllm.gemini.rest import SOCKET_GRACE_SECONDS
+from mtllm.gemini.rest import SOCKET_GRACE_SECONDS, thinking_config
 
 _importing = threading.Lock()
 
@@ -50,7 +52,7 @@ class Sdk:
 
     def generate(self, model: str, instruction: Instruction, call: BoundedCall) -> Chunk:
         """Ask for a whole answer. Raises UpstreamFailure, or whatever the SDK raises."""
-        read = self._documents.read = deque[Mapping[str, Any]]()
+        read = self._begin(instruction)
         self._client.generate_content(self._request(model, instruction), **_one_attempt(call))
         return read_chunk(read.popleft())
 
@@ -59,7 +61,7 @@ class Sdk:
 
         Raises like `generate`.
         """
-        read = self._documents.read = deque[Mapping[str, Any]]()
+        read = self._begin(instruction)
         messages: Any = self._client.stream_generate_content(self._request(model, instruction), **_one_attempt(call))
         try:
             for _ in messages:
@@ -70,6 +72,12 @@ class Sdk:
     def close(self) -> None:
         """Let go of the connections."""
         self.session.close()
+
+    def _begin(self, instruction: Instruction) -> deque[Mapping[str, Any]]:
+        """Leave for the bridge, on this thread, what the SDK cannot say; return where it leaves what it reads."""
+        self._documents.thinking = instruction.thinking
+        read = self._documents.read = deque[Mapping[str, Any]]()
+        return read
 
     def _request(self, model: str, instruction: Instruction) -> Any:
         """Return the SDK's message, made of protocol buffers: the SDK's own classes take five times as long."""
@@ -109,8 +117,17 @@ class _Bridge:
         """Send one request, with the arguments of `requests`. Raises UpstreamFailure for a bad status."""
         path = url.removeprefix(self._base)
         # Without the SDK's parameters: they ask for enums as numbers, and its tables lack the newer ones.
-        raw = self._session.send(path, data.encode(), timeout=timeout)
+        raw = self._session.send(path, self._complete(data).encode(), timeout=timeout)
         return _SdkResponse(raw, self._documents.read)
+
+    def _complete(self, data: str) -> str:
+        """Return the request with what the SDK's messages have no field for."""
+        plan: ThinkingPlan | None = self._documents.thinking
+        if plan is None:
+            return data
+        asked = json.loads(data)
+        asked["generationConfig"]["thinkingConfig"] = thinking_config(plan)
+        return json.dumps(asked)
 
 
 class _SdkResponse:

@@ -6,6 +6,7 @@ from typing import Any
 
 from flask import request
 
+from mtllm.completions.live_stream import LiveStream
 from mtllm.domain.completion import Completion, Origin
 from mtllm.domain.errors import ApiError, UpstreamFailure
 from mtllm.domain.events import RequestEvent
@@ -59,7 +60,8 @@ class Exchange:
         self.job: Job | None = None
         self.verdict: Verdict | None = None
         self.completion: Completion | None = None
-        self.pending = False
+        self.pending: LiveStream | None = None
+        """The stream whose headers leave before its end."""
         self.error: ApiError | None = None
         self.fault: BaseException | None = None
         self.findings: tuple[Finding, ...] = ()
@@ -90,12 +92,14 @@ class Exchange:
         completion = self.completion
         rendered = [("X-Request-ID", self.request_id), *headers.STATIC]
         rendered += headers.money(completion, overall)
-        if self.pending:
+        if self.pending is not None:
             rendered += headers.PENDING
+            rendered += headers.models_of_stream(self.pending)
         if self.verdict is not None:
             rendered += headers.limits(self.verdict)
         if completion is not None and completion.origin is not Origin.NONE:
             rendered += headers.cache_headers(completion)
+            rendered += headers.models(completion)
         rendered.append(("Server-Timing", headers.server_timing(completion, now - self.started)))
         return rendered
 
@@ -131,6 +135,9 @@ class Exchange:
             event.amount = receipt.amount
             event.origin = completion.origin
             event.saved = completion.saved
+            if completion.route is not None:
+                event.requested_model = completion.route.asked
+                event.fallback = completion.fallback
             if answer is not None:
                 event.model = answer.model
                 event.answer = answer

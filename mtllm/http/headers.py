@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from math import ceil
 
-from mtllm.domain.completion import Completion, Origin
+from mtllm.completions.live_stream import LiveStream
+from mtllm.domain.completion import Completion, FallbackReason, Origin
 from mtllm.domain.limits import Limit, Verdict
 from mtllm.domain.money import format_usd
 
@@ -26,6 +27,8 @@ EXPOSED = (
     "X-Tokens-Input",
     "X-Tokens-Output",
     "X-Cached",
+    "X-Model",
+    "X-Model-Fallback",
     "Age",
     "Cache-Status",
     "X-RateLimit-Limit",
@@ -93,6 +96,23 @@ def _cache_status(completion: Completion) -> str:
     if completion.origin is Origin.SHARED:
         return f"{CACHE_NAME}; fwd=miss; collapsed"
     return f"{CACHE_NAME}; fwd=miss; stored" if completion.stored else f"{CACHE_NAME}; fwd=miss"
+
+
+def models(completion: Completion) -> Headers:
+    """Return who answered and, where that is not the model that was asked for, which one was and why it did not."""
+    answer, route = completion.answer, completion.route
+    return [] if answer is None or route is None else _models(answer.model, route.asked, completion.fallback)
+
+
+def models_of_stream(live: LiveStream) -> Headers:
+    """Return who answers a stream that goes on, as far as that is known."""
+    route = live.route
+    return [] if route is None or not live.begun else _models(live.model, route.asked, route.fallback_of(live.model))
+
+
+def _models(answered: str, asked: str, reason: FallbackReason | None) -> Headers:
+    said = [("X-Model", answered)]
+    return said if reason is None else [*said, ("X-Model-Fallback", f"{asked}; reason={reason.value}")]
 
 
 def limits(verdict: Verdict) -> Headers:

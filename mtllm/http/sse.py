@@ -107,7 +107,8 @@ def _end(exchange: Exchange, completion: Completion) -> Iterator[bytes]:
     if completion.cached:
         yield _data({"delta": completion.answer.text})
     said = {"cost": _cost(completion), "cached": completion.cached, "request_id": exchange.request_id}
-    yield b"event: done\n" + _data(json.loads(completion.answer.body) | said)
+    body = completion.answer.body_ignoring(completion.ignored)
+    yield b"event: done\n" + _data(json.loads(body) | said)
 
 
 def _cost(completion: Completion) -> dict[str, Any]:

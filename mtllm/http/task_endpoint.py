@@ -86,7 +86,7 @@ class TaskEndpoint:
         exchange.completion = completion = self._completions.complete(job, caller, cache_control, deadline=deadline)
         if completion.answer is None:
             return refuse(exchange, completion.error or errors.InternalError())
-        return TaskReply(200, completion.answer.body)
+        return TaskReply(200, completion.answer.body_ignoring(completion.ignored))
 
     def _count(self, exchange: Exchange) -> None:
         """Count the request against its client's windows. Raises RateLimited."""
@@ -110,7 +110,7 @@ class TaskEndpoint:
             exchange.completion = first
             if first.error is not None:
                 return refuse(exchange, first.error)
-        exchange.pending = not isinstance(first, Completion)
+        exchange.pending = None if isinstance(first, Completion) else live
         return TaskReply(200, sse.EventBody(exchange, live, first), EVENT_STREAM, UNBUFFERED)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mtllm.domain.errors import UpstreamFailure, UpstreamUnavailable
@@ -31,7 +31,7 @@ class BreakerSnapshot:
 
 
 class CircuitBreaker:
-    """One for all calls to Gemini. `admit()` before a request, one `record_...` or `withdraw()` after it.
+    """One for all calls to one model. `admit()` before a request, one `record_...` or `withdraw()` after it.
 
     A request is counted once, whatever its retries. A probe that never reports back is given up after another
     `cool_down` seconds, so that it cannot keep the breaker open. Thread-safe; times are monotonic seconds.
@@ -106,3 +106,33 @@ class CircuitBreaker:
         if self._refuses_until is None:
             return "closed"
         return "half-open" if self._probing or not wait else "open"
+
+
+class Breakers:
+    """A circuit breaker for each model. Thread-safe."""
+
+    def __init__(self, make: Callable[[], CircuitBreaker] = CircuitBreaker) -> None:
+        self._make = make
+        self._by_model: dict[str, CircuitBreaker] = {}
+        self._lock = threading.Lock()
+
+    def of(self, model: str) -> CircuitBreaker:
+        """Return the breaker of a model, a new one at its first request."""
+        breaker = self._by_model.get(model)
+        if breaker is None:
+            with self._lock:
+                breaker = self._by_model.setdefault(model, self._make())
+        return breaker
+
+    def snapshot(self) -> BreakerSnapshot:
+        """Return the figures of the breaker that is worst off, with how often any of them has opened."""
+        with self._lock:
+            snapshots = [breaker.snapshot() for breaker in self._by_model.values()]
+        if not snapshots:
+            return BreakerSnapshot("closed", 0, 0.0, 0)
+        worst = max(snapshots, key=lambda one: (_ORDER.index(one.state), one.consecutive_failures))
+        return replace(worst, times_opened=sum(one.times_opened for one in snapshots))
+
+
+_ORDER: tuple[State, ...] = ("closed", "half-open", "open")
+"""From well to worst."""

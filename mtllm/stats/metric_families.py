@@ -106,7 +106,7 @@ class ServiceCollector(Collector):
             yield _counter("redis_refused", "Questions not asked, because Redis was away", health.refused)
 
     def _breaker(self) -> Iterator[Metric]:
-        breaker = self._sources.breaker.snapshot()
+        breaker = self._sources.breakers.snapshot()
         states = GaugeMetricFamily("mtllm_breaker_state", "1 for the state that holds", labels=["state"])
         for state in BREAKER_STATES:
             states.add_metric([state], state == breaker.state)

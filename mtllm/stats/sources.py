@@ -13,7 +13,7 @@ from mtllm.logs.writer import RequestLogger
 from mtllm.ratelimit.clients import ClientTable
 from mtllm.redis_link import RedisLink
 from mtllm.resilience.admission import Admission
-from mtllm.resilience.breaker import CircuitBreaker
+from mtllm.resilience.breaker import Breakers
 from mtllm.settings import Settings
 from mtllm.stats.metrics import Metrics
 from mtllm.stats.recent import Recent
@@ -34,7 +34,7 @@ class StatsSources:
     spend: SpendMeter
     redis: RedisLink | None
     drift: DriftMeter
-    breaker: CircuitBreaker
+    breakers: Breakers
     admission: Admission
     lifecycle: Lifecycle
     metrics: Metrics
@@ -54,7 +54,7 @@ class MetricsSources:
     lifecycle: Lifecycle
     cache: AnyCache
     limiter_table: ClientTable
-    breaker: CircuitBreaker
+    breakers: Breakers
     redis: RedisLink | None
     admission: Admission
     ledger: Ledger

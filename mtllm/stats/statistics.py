@@ -149,7 +149,7 @@ def _budget(sources: StatsSources) -> schemas.BudgetFigures | None:
 
 
 def _breaker(sources: StatsSources) -> schemas.BreakerFigures:
-    breaker = sources.breaker.snapshot()
+    breaker = sources.breakers.snapshot()
     return schemas.BreakerFigures(
         state=breaker.state,
         consecutive_failures=breaker.consecutive_failures,

@@ -56,7 +56,7 @@ class FakeModel:
         with self._called:
             assert self._called.wait_for(lambda: len(self.calls) >= count, timeout=10)
 
-    def generate(self, instruction: Instruction, *, deadline: float) -> Answer:
+    def generate(self, instruction: Instruction, *, deadline: float, model: str = "") -> Answer:
         with self._called:
             self.calls.append(instruction)
             answer = self._script.popleft() if self._script else self.default
@@ -67,7 +67,9 @@ class FakeModel:
             raise answer
         return answer
 
-    def stream(self, instruction: Instruction, *, gap_seconds: float, deadline: float, first_seconds: float) -> Any:
+    def stream(
+        self, instruction: Instruction, *, gap_seconds: float, deadline: float, first_seconds: float, model: str = ""
+    ) -> Any:
         raise NotImplementedError("streams are tested at the wire")
 
     def _wait(self) -> None:

@@ -54,7 +54,8 @@ Hold = Event | Semaphore
 class ScriptedGemini(Emulator):
     """An emulator that follows a script and keeps count.
 
-    `gate` is open; `gate.clear()` holds every reply, after the call was counted, until `gate.set()`.
+    `gate` is open; `gate.clear()` holds every reply, after the call was counted, until `gate.set()`. countTokens, which
+    costs nothing and may come at any time, is no part of the script or the count: see `free_looks`.
     """
 
     def __init__(self, *script: Step, default: Step | None = None, port: int = 0) -> None:
@@ -63,7 +64,9 @@ class ScriptedGemini(Emulator):
         self.gate.set()
         self._script = list(script)
         self._default = default or offline()
+        self._count_tokens = offline()
         self._calls: list[GeminiCall] = []
+        self._free_looks: list[GeminiCall] = []
         self._delivered = Usage()
         self._departed = 0
         self._changed = Condition()
@@ -72,6 +75,17 @@ class ScriptedGemini(Emulator):
         """Append to the script."""
         with self._changed:
             self._script.extend(script)
+
+    def plays(self, *models: PlayedModel) -> None:
+        """Answer from now on, where the script says nothing, as these models do; countTokens too."""
+        with self._changed:
+            self._default = self._count_tokens = played(*models)
+
+    @property
+    def free_looks(self) -> tuple[GeminiCall, ...]:
+        """Every call of countTokens so far."""
+        with self._changed:
+            return tuple(self._free_looks)
 
     @property
     def calls(self) -> tuple[GeminiCall, ...]:
@@ -123,6 +137,11 @@ class ScriptedGemini(Emulator):
             self._delivered = added(self._delivered, usage or Usage())
 
     def _next(self, call: GeminiCall) -> EmulatedReply:
+        if call.method == "countTokens":
+            with self._changed:
+                self._free_looks.append(call)
+                self._changed.notify_all()
+            return self._count_tokens(self, call)
         with self._changed:
             self._calls.append(call)
             step = self._script.pop(0) if self._script else self._default
