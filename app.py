@@ -54,6 +54,8 @@ def create_app(
             spend=service.spend,
             redis=service.redis,
             drift=service.drift,
+            chain=service.chain,
+            recorder=service.recorder,
             breakers=service.breakers,
             admission=service.admission,
             lifecycle=app.lifecycle,

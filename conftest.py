@@ -46,6 +46,7 @@ def environment(tmp_path: Path, gemini: ScriptedGemini) -> dict[str, str]:
     return {
         "GOOGLE_API_KEY": "AIza-test-key",
         "GEMINI_API_ENDPOINT": gemini.url,
+        "GEMINI_FALLBACK_MODELS": "",  # one model, unless a test is about the chain
         "LOG_DIR": str(tmp_path / "logs"),
         "CACHE_DIR": str(tmp_path / "cache"),
         "DATA_DIR": str(tmp_path / "data"),

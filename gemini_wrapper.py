@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mtllm.completions.chain import make_chain
+from mtllm.domain.completion import Route
 from mtllm.domain.errors import NotConfigured
 from mtllm.gemini.client import Gemini
 from mtllm.resilience.retry import Retrier, RetryBudget, run_with_repairs
@@ -44,7 +46,7 @@ def classify_text(text: str, categories: Sequence[str]) -> str:
 
 
 class GeminiTasks:
-    """Answers tasks over one Gemini client, with retries and repairs. Thread-safe.
+    """Answers tasks over one Gemini client, with retries, repairs and the model chain. Thread-safe.
 
     Raises NotConfigured without a key.
     """
@@ -63,22 +65,30 @@ class GeminiTasks:
             budget=RetryBudget(),
             max_wait_seconds=settings.gemini_max_wait_seconds,
         )
+        self._chain = make_chain(settings)
         self._timeout_seconds = settings.gemini_timeout_seconds
         self._max_prompt_chars = settings.max_prompt_chars
 
     def run(self, task_name: str, **fields: object) -> str:
         """Return the answer to one task, whose `fields` are those of its endpoint. Raises ApiError."""
         task = TASK_BY_NAME[task_name]
-        instruction = parse(task, json.dumps(fields).encode(), max_chars=self._max_prompt_chars).instruction
+        job = parse(task, json.dumps(fields).encode(), max_chars=self._max_prompt_chars)
         deadline = time.monotonic() + self._timeout_seconds
 
-        def ask() -> str:
-            answer = self._retrier.run(lambda: self._gemini.generate(instruction, deadline=deadline), deadline=deadline)
+        def ask(route: Route) -> str:
+            by = self._chain.deadline_of(route, deadline)
+            answer = self._retrier.run(
+                lambda: self._gemini.generate(route.instruction, deadline=by, model=route.model), deadline=by
+            )
+            self._chain.note_answer(route.model, answer.model)
             if answer.failure is not None:
                 raise answer.failure
-            return task.read(instruction, answer)
+            return task.read(route.instruction, answer)
 
-        return run_with_repairs(ask, task.repairs)
+        def ask_with_repairs(route: Route) -> str:
+            return run_with_repairs(lambda: ask(route), task.repairs)
+
+        return self._chain.follow(job, self._chain.route(job), ask_with_repairs, deadline=deadline)
 
     def close(self) -> None:
         """End what still runs, and let go of the connections."""

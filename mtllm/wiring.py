@@ -28,14 +28,13 @@ from mtllm.caching.redis_tier import TieredCache
 from mtllm.caching.responses import AnswerStore
 from mtllm.completions.attempts import Attempts
 from mtllm.completions.cache_policy import CachePolicy
-from mtllm.completions.chain import ModelChain
+from mtllm.completions.chain import ModelChain, make_chain
 from mtllm.completions.free_look import FreeLook
 from mtllm.completions.request import AnswerKeys
 from mtllm.completions.service import Completions, Waiting
 from mtllm.domain.errors import QuotaExhausted
 from mtllm.domain.money import NANO
 from mtllm.gemini.client import Gemini
-from mtllm.gemini.models import ModelTable
 from mtllm.ledger.ledger import SERVICE_SCOPE, Budget, Ledger, key_scope, open_ledger
 from mtllm.logs.writer import RequestLogger
 from mtllm.parts import OK, CheckResult, Parts, judge
@@ -48,7 +47,7 @@ from mtllm.resilience.breaker import Breakers, CircuitBreaker
 from mtllm.resilience.retry import Retrier, RetryBudget
 from mtllm.security.access import ApiKey, ClientResolver, KeyRing
 from mtllm.security.bursts import BurstDetector
-from mtllm.settings import OFFLINE_PREFIX, Settings, SettingsError
+from mtllm.settings import Settings, SettingsError
 
 DEFAULT_THREADS = 4
 """Threads that a server is taken to have which does not tell: as many as waitress has by default."""
@@ -179,7 +178,10 @@ def build(
         Workers(), start=lambda workers, threads: workers.open(slots(settings, threads)), close=Workers.shutdown
     )
     model = add(_make_model(settings), close=_close_model, checks={"backend": _check_model})
-    chain = add(_make_chain(settings, notices, clock, monotonic), checks={"model": check_chain})
+    chain = add(
+        make_chain(settings, clock=clock, monotonic=monotonic, warn=notices.reporter("model_swapped")),
+        checks={"model": check_chain},
+    )
     breakers = add(Breakers(lambda: CircuitBreaker(monotonic=monotonic)), checks={"breaker": _check_breaker})
     stopping = threading.Event()
     attempts = Attempts(
@@ -405,33 +407,6 @@ def _make_model(settings: Settings) -> Gemini | None:
         kind=settings.gemini_client,
         max_connections=settings.threads,
     )
-
-
-def _make_chain(settings: Settings, notices: Notices, clock: Clock, monotonic: Clock) -> ModelChain:
-    models = (settings.gemini_model, *settings.gemini_fallback_models)
-    return ModelChain(
-        models,
-        allowed=settings.gemini_models_allowed,
-        aliases=_offline_aliases(models + settings.gemini_models_allowed) if settings.is_offline else None,
-        fall_back_on=settings.gemini_fallback_on,
-        table=_load_models(settings),
-        thinking=settings.gemini_thinking,
-        clock=clock,
-        monotonic=monotonic,
-        warn=notices.reporter("model_swapped"),
-    )
-
-
-def _offline_aliases(models: tuple[str, ...]) -> dict[str, str]:
-    """Return the real names of the models that the emulator plays, so that a client need not know that it does."""
-    return {model.removeprefix(OFFLINE_PREFIX): model for model in models}
-
-
-def _load_models(settings: Settings) -> ModelTable:
-    try:
-        return ModelTable.load(settings.models_file)
-    except (OSError, ValueError) as problem:
-        raise SettingsError(f"MODELS_FILE: {problem}") from None
 
 
 def _close_model(model: Gemini | None) -> None:

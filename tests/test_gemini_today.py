@@ -18,6 +18,7 @@ from mtllm.domain.errors import (
     ApiError,
     ContentBlocked,
     MaxOutputTokensTooSmall,
+    QuotaExhausted,
     Retry,
     UpstreamAuthFailed,
     UpstreamFailure,
@@ -276,7 +277,7 @@ def test_a_days_quota_is_known_wherever_it_stands(gemini: Make, detail: dict[str
 def test_what_waiting_cannot_help_is_asked_once(gemini: Make, body: dict[str, Any]) -> None:
     """And promises no time."""
     failure = failure_of(gemini, sent(json.dumps(body), code=429))
-    assert (type(failure), failure.retry, failure.wait) == (UpstreamUnavailable, Retry.NEVER, None)
+    assert (type(failure), failure.retry, failure.wait) == (QuotaExhausted, Retry.NEVER, None)
     assert failure.retry_after is None or failure.retry_after >= 60
 
 

@@ -134,7 +134,12 @@ def test_the_cost_of_a_miss_comes_with_its_end(service: Service, gemini: Scripte
             "generated_text": "Hello to you",
             "model": "gemini-2.5-flash-lite",
             "finish_reason": "stop",
-            "usage": {"input_tokens": used.prompt, "output_tokens": used.total - used.prompt, "source": "gemini"},
+            "usage": {
+                "input_tokens": used.prompt,
+                "output_tokens": used.total - used.prompt,
+                "source": "gemini",
+                "thinking_tokens": 20,
+            },
             "cost": {
                 "input": f"{used.prompt * PRICES[0] / 1e9:.6f}",
                 "output": f"{(used.total - used.prompt) * PRICES[1] / 1e9:.6f}",

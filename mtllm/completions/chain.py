@@ -31,6 +31,7 @@ from mtllm.domain.errors import (
 )
 from mtllm.domain.thinking import ThinkingLevel
 from mtllm.gemini.models import ModelFacts, ModelTable
+from mtllm.settings import OFFLINE_PREFIX, Settings, SettingsError
 from mtllm.tasks import Job
 
 FORGET_SECONDS = 900.0
@@ -254,6 +255,37 @@ class ModelChain:
         """Return the model that a request which names none would ask."""
         standings = self.standings()
         return next((standing for standing in standings if self._is_served(standing.model)), standings[0])
+
+
+def make_chain(
+    settings: Settings,
+    *,
+    clock: Callable[[], float] = time.time,
+    monotonic: Callable[[], float] = time.monotonic,
+    warn: Callable[[str], None] = lambda _message: None,
+) -> ModelChain:
+    """Return the chain that the settings describe. Raises SettingsError where MODELS_FILE cannot be used."""
+    models = (settings.gemini_model, *settings.gemini_fallback_models)
+    try:
+        table = ModelTable.load(settings.models_file)
+    except (OSError, ValueError) as problem:
+        raise SettingsError(f"MODELS_FILE: {problem}") from None
+    return ModelChain(
+        models,
+        allowed=settings.gemini_models_allowed,
+        aliases=_offline_aliases(models + settings.gemini_models_allowed) if settings.is_offline else None,
+        fall_back_on=settings.gemini_fallback_on,
+        table=table,
+        thinking=settings.gemini_thinking,
+        clock=clock,
+        monotonic=monotonic,
+        warn=warn,
+    )
+
+
+def _offline_aliases(models: tuple[str, ...]) -> dict[str, str]:
+    """Return the real names of the models that the emulator plays, so that a client need not know that it does."""
+    return {model.removeprefix(OFFLINE_PREFIX): model for model in models}
 
 
 def reason_to_fall_back(failure: UpstreamFailure) -> FallbackReason | None:

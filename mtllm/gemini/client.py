@@ -24,6 +24,7 @@ from mtllm.gemini.deadlines import BoundedCall, Cut, Watchdog
 from mtllm.gemini.failures import translate_failures
 
 if TYPE_CHECKING:
+    from mtllm.gemini.connections import Session
     from mtllm.gemini.rest import Rest
     from mtllm.gemini.sdk import Sdk
 
@@ -59,6 +60,7 @@ class Gemini:
         self._monotonic = monotonic
         self._watchdog = Watchdog(monotonic=monotonic)
         self._building = threading.Lock()
+        self._session: Session | None = None
         self._built: Sdk | Rest | None = None
 
     @property
@@ -74,8 +76,8 @@ class Gemini:
         """End what still runs, the deadline thread and the connections; a later call fails as a cancelled one does."""
         self._watchdog.close()
         with self._building:
-            if self._built is not None:
-                self._built.close()
+            if self._session is not None:
+                self._session.close()
 
     def __enter__(self) -> Self:
         return self
@@ -128,12 +130,13 @@ class Gemini:
         """
         from mtllm.gemini.rest import count_tokens
 
-        client = self._client_by(deadline)
+        with self._building:
+            session = self._connect()
         call = BoundedCall(self._watchdog, deadline)
         call.allow()
         try:
             with translate_failures(call), call.on_this_thread():
-                return count_tokens(client.session, model, text, call)
+                return count_tokens(session, model, text, call)
         finally:
             call.finish()
 
@@ -146,10 +149,16 @@ class Gemini:
     def _client(self) -> Sdk | Rest:
         with self._building:
             if self._built is None:
-                self._built = _client_of(self._kind)(
-                    api_key=self._api_key, endpoint=self._endpoint, connections=self._max_connections
-                )
+                self._built = _client_of(self._kind)(self._connect(), self._endpoint)
             return self._built
+
+    def _connect(self) -> Session:
+        """Return the one session, made at the first call; connects to nothing yet."""
+        if self._session is None:
+            from mtllm.gemini.connections import Session
+
+            self._session = Session(endpoint=self._endpoint, api_key=self._api_key, connections=self._max_connections)
+        return self._session
 
 
 class GeminiStream:

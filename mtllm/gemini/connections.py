@@ -53,17 +53,17 @@ class Session:
         is_absolute = self._adapter.request_url(asked, proxies).startswith("http")
         self._prefix = endpoint.rstrip("/") if is_absolute else urlsplit(endpoint).path.rstrip("/")
 
-    def send(self, path: str, body: bytes, *, timeout: float, query: str = "") -> BaseHTTPResponse:
+    def send(self, path: str, body: bytes, *, timeout: float, query: str = "", keep: bool = True) -> BaseHTTPResponse:
         """POST one JSON request to a path of the endpoint and return its good response, whose body is still to come.
 
-        Raises UpstreamFailure for a bad status.
+        Without `keep` the connection ends with the response. Raises UpstreamFailure for a bad status.
         """
         target = f"{self._prefix}{path}{query and '?'}{query}"
         raw = self.pool.urlopen(
             "POST",
             target,
             body,
-            self._headers,
+            self._headers if keep else {**self._headers, "Connection": "close"},
             retries=False,
             redirect=False,
             assert_same_host=False,

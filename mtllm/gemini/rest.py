@@ -26,8 +26,8 @@ SOCKET_GRACE_SECONDS = 1.0
 class Rest:
     """Says requests and reads answers as JSON. Thread-safe."""
 
-    def __init__(self, *, api_key: str, endpoint: str, connections: int) -> None:
-        self.session = Session(endpoint=endpoint, api_key=api_key, connections=connections)
+    def __init__(self, session: Session, _endpoint: str) -> None:
+        self.session = session
 
     def generate(self, model: str, instruction: Instruction, call: BoundedCall) -> Chunk:
         """Ask for a whole answer. Raises UpstreamFailure, or what urllib3 and the reading of JSON raise."""
@@ -47,10 +47,6 @@ class Rest:
         with closing(response):
             for _, document in read_documents(response):
                 yield read_chunk(document)
-
-    def close(self) -> None:
-        """Let go of the connections."""
-        self.session.close()
 
 
 def generation_config(instruction: Instruction) -> dict[str, Any]:
@@ -78,7 +74,8 @@ def count_tokens(session: Session, model: str, text: str, call: BoundedCall) -> 
     of JSON raise.
     """
     body = json.dumps({"contents": [{"role": "user", "parts": [{"text": text}]}]}).encode()
-    with closing(session.send(_path(model, "countTokens"), body, timeout=_grace(call))) as raw:
+    # Rare, so nothing is gained by a kept connection; and one that idled for long is a doubtful one for who pays.
+    with closing(session.send(_path(model, "countTokens"), body, timeout=_grace(call), keep=False)) as raw:
         _, document = read_document(raw)
     return as_count(document.get("totalTokens"))
 

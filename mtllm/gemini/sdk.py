@@ -31,8 +31,8 @@ _importing = threading.Lock()
 class Sdk:
     """The imported SDK with a client of its own for one endpoint. Thread-safe."""
 
-    def __init__(self, *, api_key: str, endpoint: str, connections: int) -> None:
-        self.session = Session(endpoint=endpoint, api_key=api_key, connections=connections)
+    def __init__(self, session: Session, endpoint: str) -> None:
+        self.session = session
         self._documents = threading.local()
         with _importing, warnings.catch_warnings():  # the SDK announces its end of life, and its dependencies theirs
             warnings.simplefilter("ignore")
@@ -68,10 +68,6 @@ class Sdk:
                 yield read_chunk(read.popleft())
         finally:
             messages.cancel()
-
-    def close(self) -> None:
-        """Let go of the connections."""
-        self.session.close()
 
     def _begin(self, instruction: Instruction) -> deque[Mapping[str, Any]]:
         """Leave for the bridge, on this thread, what the SDK cannot say; return where it leaves what it reads."""

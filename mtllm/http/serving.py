@@ -10,6 +10,7 @@ from waitress.server import create_server
 
 from mtllm import process
 from mtllm.billing.prices import Price
+from mtllm.completions.chain import ModelStanding
 from mtllm.domain.money import NANO, exact_usd
 from mtllm.http.application import Api
 from mtllm.http.body import BODY_LIMITS
@@ -21,6 +22,10 @@ DESCRIPTORS = 4 * CONNECTIONS
 """Open files that a full house needs, with room for calls to Gemini, logs and ledger."""
 
 
+LOOK_SECONDS = 3.0
+"""How long the banner waits to learn which model answers."""
+
+
 class CannotServeError(Exception):
     """The address cannot be listened on; the text says why."""
 
@@ -28,13 +33,20 @@ class CannotServeError(Exception):
 def serve(app: Api) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises CannotServeError."""
     settings, service = app.settings, app.service
-    price = service.recorder.price_of(settings.gemini_model, app.clock())
     process.allow_descriptors(DESCRIPTORS)
     server = _listening(app, settings)
     try:
-        banner = Banner(settings, price, is_open=service.keys.open, has_admin=service.keys.has_admin)
-        print("\n".join(banner.lines(_addresses(server))), flush=True)
         app.open_under_waitress(server)
+        if settings.google_api_key is not None and not settings.is_offline:
+            service.free_look.looked.wait(LOOK_SECONDS)
+        banner = Banner(
+            settings,
+            [_describe_model(app, standing) for standing in service.chain.standings()],
+            service.chain.answering().model,
+            is_open=service.keys.open,
+            has_admin=service.keys.has_admin,
+        )
+        print("\n".join(banner.lines(_addresses(server))), flush=True)
         server.run()
     except KeyboardInterrupt:
         print("Stopping.")
@@ -72,11 +84,28 @@ def _addresses(server: Any) -> list[tuple[str, int]]:
 
 
 @dataclass(frozen=True, slots=True)
+class DescribedModel:
+    """One model of the chain as the banner tells of it; `refusal` is empty where none is known."""
+
+    name: str
+    price: Price | None
+    refusal: str
+
+
+def _describe_model(app: Api, standing: ModelStanding) -> DescribedModel:
+    price = app.service.recorder.price_of(standing.model, app.clock())
+    return DescribedModel(standing.model, price, standing.refusal.sentence if standing.refusal else "")
+
+
+@dataclass(frozen=True, slots=True)
 class Banner:
     """Tells a person who starts the service where it is, what answers, at which price, and what is unprotected."""
 
     settings: Settings
-    price: Price | None
+    models: list[DescribedModel]
+    """The chain, in its order."""
+    answering: str
+    """The model of it that answers."""
     is_open: bool
     """Whoever reaches the service may use it."""
     has_admin: bool
@@ -86,7 +115,7 @@ class Banner:
         settings = self.settings
         urls = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for host, port in addresses]
         yield f"Multi-Task LLM API    {'  '.join(urls)}"
-        yield f"  model               {settings.gemini_model}, {_price(self.price)}"
+        yield f"  model               {self._model()}"
         yield f"  answers             {_mode(settings)}"
         yield f"  ledger              {_ledger(settings)}"
         yield f"  logs                {settings.log_dir}"
@@ -95,6 +124,13 @@ class Banner:
         yield f"  daily budget        {_budget(settings)}"
         yield f"  access              {self._access()}"
         yield f"  see                 {urls[0]}/dashboard  {urls[0]}/swagger/"
+
+    def _model(self) -> str:
+        """Return which model answers, at which price, and why not those before it."""
+        names = [model.name for model in self.models]
+        answers = self.models[names.index(self.answering)]
+        told = [f"{answers.name}, {_price(answers.price)}"]
+        return "; ".join(told + [f"{model.name} {model.refusal}" for model in self.models if model.refusal])
 
     def _access(self) -> str:
         who = "open to all who reach this address" if self.is_open else "by API key"

@@ -113,8 +113,11 @@ class Lines:
 
     def _cost(self, event: RequestEvent, head: str) -> str:
         usage, cost = event.amount.usage, event.amount.cost
+        fallback = ""
+        if event.fallback is not None:
+            fallback = f',"requested_model":{self._name(event.requested_model)},"fallback":"{event.fallback.value}"'
         return (
-            f'{head},"input_tokens":{usage.input},"output_tokens":{usage.output}'
+            f'{head}{fallback},"input_tokens":{usage.input},"output_tokens":{usage.output}'
             f',"input_cost":{_dollars(cost.input)},"output_cost":{_dollars(cost.output)}'
             f',"total_cost":{_dollars(cost.total)},"saved":{_dollars(event.saved)}}}\n'
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mtllm.domain.completion import FallbackReason
 from mtllm.ledger.ledger import ExportRow
 from mtllm.stats import schemas
 from mtllm.stats.health import CacheDeletion, Check, Health, Readiness
@@ -77,6 +78,26 @@ STATISTICS = schemas.Statistics(
     ),
     token_estimate=schemas.EstimateFigures(samples=2, input_ratio=0.92, output_ratio=1.04, dropped=0),
     budget=schemas.BudgetFigures(limit=5.0, spent=0.0000168, reserved=0.0),
+    models=[
+        schemas.ModelFigures(
+            model="gemini-2.5-flash-lite",
+            answers=False,
+            refusal="is not served to this key (404, NOT_FOUND)",
+            input_price=0.1,
+            output_price=0.4,
+        ),
+        schemas.ModelFigures(
+            model="gemini-3.1-flash-lite", answers=True, refusal=None, input_price=0.25, output_price=1.5
+        ),
+    ],
+    fallbacks=[
+        schemas.FallbackFigures(
+            requested_model="gemini-2.5-flash-lite",
+            model="gemini-3.1-flash-lite",
+            reason=FallbackReason.UNAVAILABLE,
+            answers=3,
+        )
+    ],
     breaker=schemas.BreakerFigures(state="closed", consecutive_failures=1, retry_in_seconds=0.0, times_opened=0),
     admission=schemas.AdmissionFigures(in_use=0, places=64, queued=0, waited=0, shed=0, abandoned=0),
     last_errors=[

@@ -71,6 +71,7 @@ class ServiceCollector(Collector):
         yield _gauge("draining", "1 while the process is shutting down", lifecycle.draining)
         yield from self._cache()
         yield from self._limiter(observed)
+        yield _fallbacks(observed)
         yield from self._breaker()
         yield from self._redis()
         yield from self._admission()
@@ -213,6 +214,14 @@ def _money(observed: Observed) -> Iterator[Metric]:
         cost.add_metric([task, model, "output"], dollars(money.paid.cost.output))
         saved.add_metric([task, model], dollars(money.saved))
     yield from (tokens, cost, saved)
+
+
+def _fallbacks(observed: Observed) -> Metric:
+    by = ["requested_model", "model", "reason"]
+    family = CounterMetricFamily("mtllm_fallbacks", "Answers by another model than the one asked for", labels=by)
+    for (asked, answered, reason), count in sorted(observed.fallbacks.items()):
+        family.add_metric([asked, answered, reason.value], count)
+    return family
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:

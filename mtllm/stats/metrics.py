@@ -14,7 +14,7 @@ from functools import cached_property
 
 from werkzeug.routing import Map
 
-from mtllm.domain.completion import Origin
+from mtllm.domain.completion import FallbackReason, Origin
 from mtllm.domain.events import RequestEvent
 from mtllm.domain.money import NO_AMOUNT, Amount
 from mtllm.stats.recent import is_noise
@@ -90,10 +90,12 @@ class PaidAndSaved:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What was observed so far, by route and origin, and by task and model."""
+    """What was observed so far, by route and origin, by task and model, and by model asked for."""
 
     routes: dict[tuple[str, Origin], RouteFigures]
     money: dict[tuple[str, str], PaidAndSaved]
+    fallbacks: dict[tuple[str, str, FallbackReason], int]
+    """Answers by model asked for, model that answered, and reason."""
 
     def errors(self, code: str) -> int:
         """Return how many requests ended in `code`, noise left out."""
@@ -109,6 +111,7 @@ class Metrics:
         self._figures: defaultdict[tuple[str, str], RouteFigures] = defaultdict(RouteFigures)
         self._money: defaultdict[tuple[str, str], PaidAndSaved] = defaultdict(PaidAndSaved)
         self._models: set[str] = set()
+        self._fallbacks: Counter[tuple[str, str, FallbackReason]] = Counter()
 
     @cached_property
     def _routes(self) -> frozenset[str]:
@@ -140,6 +143,8 @@ class Metrics:
         model = event.model
         if model is None or model not in self._models:
             model = self._new_model(model)
+        if event.fallback is not None:
+            self._fallbacks[event.requested_model or OTHER, model, event.fallback] += 1
         sums = self._money[event.task or OTHER, model]
         if event.origin is Origin.PAID:
             sums.paid += event.amount
@@ -162,4 +167,5 @@ class Metrics:
             return Observed(
                 {(route, Origin(came)): figures.copy() for (route, came), figures in self._figures.items()},
                 {key: money.copy() for key, money in self._money.items()},
+                dict(self._fallbacks),
             )

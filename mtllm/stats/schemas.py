@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, create_model
 
-from mtllm.domain.completion import FinishReason, Origin
+from mtllm.domain.completion import FallbackReason, FinishReason, Origin
 from mtllm.ledger.ledger import GroupBy
 from mtllm.resilience.breaker import State
 from mtllm.stats.body import ResponseBody
@@ -40,6 +40,8 @@ class TokensUsed(DescribedBody):
     """Tokens of the answer, thinking included."""
     source: Literal["gemini", "tiktoken"]
     """Who counted: Gemini as a rule; tiktoken estimates when Gemini reported nothing."""
+    thinking_tokens: int = Field(0, ge=0)
+    """Those of the output that went into thoughts; left out where there were none."""
 
 
 class Answered(DescribedBody):
@@ -54,6 +56,8 @@ class Answered(DescribedBody):
     """True where the tokens are tiktoken's estimate; left out otherwise."""
     unpriced: bool = False
     """True where the model has no known price, so that the costs show 0; left out otherwise."""
+    ignored: tuple[str, ...] = ()
+    """Fields of the request that this model does not use, such as `temperature`; left out where there are none."""
 
 
 class StreamCost(DescribedBody):
@@ -284,8 +288,30 @@ class BudgetFigures(DescribedBody):
     """Upper bounds of calls that are not settled, or of which Gemini may bill more than is known."""
 
 
+class ModelFigures(DescribedBody):
+    """One model of the chain."""
+
+    model: str
+    answers: bool
+    """A request that names no model is answered by this one."""
+    refusal: str | None
+    """Why it does not answer, as far as looks and calls have told."""
+    input_price: float | None
+    """Dollars per million tokens today; null where no price is known."""
+    output_price: float | None
+
+
+class FallbackFigures(DescribedBody):
+    """Answers by another model than the one that was asked for, since the start."""
+
+    requested_model: str
+    model: str
+    reason: FallbackReason
+    answers: int = Field(ge=1)
+
+
 class BreakerFigures(DescribedBody):
-    """The circuit breaker before Gemini."""
+    """The circuit breakers before Gemini, one a model: the one that is worst off."""
 
     state: State
     consecutive_failures: int = Field(ge=0)
@@ -377,6 +403,9 @@ class Statistics(DescribedBody):
     token_estimate: EstimateFigures
     budget: BudgetFigures | None
     """null without DAILY_BUDGET_USD."""
+    models: list[ModelFigures]
+    """The chain, in the order in which its models are asked."""
+    fallbacks: list[FallbackFigures]
     breaker: BreakerFigures
     admission: AdmissionFigures
     last_errors: list[ErrorFigures]
@@ -464,6 +493,13 @@ HEADERS: dict[str, Header] = {
         "false",
         always=True,
     ),
+    "X-Model": Header("The model that answered; on a hit, the one that did then.", _TEXT, "gemini-2.5-flash-lite"),
+    "X-Model-Fallback": Header(
+        "The model that was asked for and did not answer, and why: one of "
+        + ", ".join(f"`{reason.value}`" for reason in FallbackReason),
+        _TEXT,
+        "gemini-2.5-flash-lite; reason=unavailable",
+    ),
     "X-Cost-Saved": _dollars("Dollars that a cached answer did not cost.", always=False),
     "X-Cost-Pending": Header(
         "On a stream that is not from the cache: cost and token headers are 0, `event: done` has the true figures.",
@@ -496,5 +532,5 @@ HEADERS: dict[str, Header] = {
 TASK_HEADERS = ("Cache-Status", *(name for name in HEADERS if "RateLimit" in name))
 """On responses of tasks, errors included, once Gemini or the cache was asked or the limits were."""
 
-ANSWER_HEADERS = ("Age", "X-Cost-Saved")
-"""On answers of tasks that cost nothing."""
+ANSWER_HEADERS = ("X-Model", "X-Model-Fallback", "Age", "X-Cost-Saved")
+"""On answers of tasks: who answered, and what is said of one that cost nothing."""

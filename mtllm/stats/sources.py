@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mtllm.billing.prices import SpendMeter
+from mtllm.billing.recorder import CostRecorder
 from mtllm.billing.tokens import DriftMeter
+from mtllm.completions.chain import ModelChain
 from mtllm.http.lifecycle import Lifecycle
 from mtllm.ledger.ledger import Ledger
 from mtllm.logs.writer import RequestLogger
@@ -34,6 +36,8 @@ class StatsSources:
     spend: SpendMeter
     redis: RedisLink | None
     drift: DriftMeter
+    chain: ModelChain
+    recorder: CostRecorder
     breakers: Breakers
     admission: Admission
     lifecycle: Lifecycle

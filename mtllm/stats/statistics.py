@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from mtllm.completions.chain import ModelStanding
 from mtllm.domain.completion import Origin
 from mtllm.domain.errors import RateLimited
 from mtllm.domain.money import dollars
@@ -33,6 +34,11 @@ def collect_statistics(sources: StatsSources, caller: ApiKey | None) -> schemas.
         latency=_latency(sources),
         token_estimate=_estimate(sources),
         budget=_budget(sources),
+        models=_models(sources),
+        fallbacks=[
+            schemas.FallbackFigures(requested_model=asked, model=answered, reason=reason, answers=count)
+            for (asked, answered, reason), count in sorted(observed.fallbacks.items())
+        ],
         breaker=_breaker(sources),
         admission=_admission(sources),
         last_errors=[
@@ -146,6 +152,22 @@ def _budget(sources: StatsSources) -> schemas.BudgetFigures | None:
         return None
     state = sources.ledger.budget_state(SERVICE_SCOPE, sources.clock())
     return schemas.BudgetFigures(limit=limit, spent=dollars(state.spent), reserved=dollars(state.reserved))
+
+
+def _models(sources: StatsSources) -> list[schemas.ModelFigures]:
+    answering = sources.chain.answering().model
+    return [_model(sources, standing, answering) for standing in sources.chain.standings()]
+
+
+def _model(sources: StatsSources, standing: ModelStanding, answering: str) -> schemas.ModelFigures:
+    price = sources.recorder.price_of(standing.model, sources.clock())
+    return schemas.ModelFigures(
+        model=standing.model,
+        answers=standing.model == answering,
+        refusal=standing.refusal.sentence if standing.refusal else None,
+        input_price=dollars(price.input) if price else None,
+        output_price=dollars(price.output) if price else None,
+    )
 
 
 def _breaker(sources: StatsSources) -> schemas.BreakerFigures:
