@@ -300,6 +300,11 @@ class Settings(BaseModel):
         )
 
     @property
+    def models_allowed(self) -> tuple[str, ...]:
+        """Return the models that a request may name, where its key is not bound to others."""
+        return tuple(dict.fromkeys((self.gemini_model, *self.gemini_fallback_models, *self.gemini_models_allowed)))
+
+    @property
     def is_offline(self) -> bool:
         """Return whether answers are canned."""
         return self.gemini_model.startswith(OFFLINE_PREFIX)

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from app import Api
+from mtllm.emulator.models import parse_model
 from mtllm.http.headers import EXPOSED
 from tests.support.browser import Browser, serving
+from tests.support.scripted_gemini import ScriptedGemini
 
 ASK = """
 const [address, method, headers, body] = arguments;
@@ -37,8 +39,9 @@ class Origins:
 
 
 @pytest.fixture
-def origins(make_app: Callable[..., Api]) -> Iterator[Origins]:
-    """Three servers, each with a port and hence an origin of its own."""
+def origins(make_app: Callable[..., Api], gemini: ScriptedGemini) -> Iterator[Origins]:
+    """Three servers, each with a port and hence an origin of its own, and a Gemini that lets another model answer."""
+    gemini.plays(parse_model("gemini-2.5-flash-lite=swapped:gemini-3.1-flash-lite"))
     with ExitStack() as servers:
         allowed, forbidden = (servers.enter_context(serving(blank_page, threads=1)) for _ in range(2))
         app = make_app(real_time=True, cors_origins=allowed, api_keys="page:key", rate_limits="6/minute")

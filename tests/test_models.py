@@ -119,7 +119,7 @@ class TestShippedTable:
                 for level in ThinkingLevel:
                     plan = facts.plan(level)
                     room = plan.room if plan else 0
-                    assert facts.limit_with_room(2048, level) == 2048 + room, (model, level)
+                    assert facts.terms(level).limit_with_room(2048) == 2048 + room, (model, level)
 
 
 class TestPlans:
@@ -139,14 +139,18 @@ class TestPlans:
     def test_room_ends_at_what_the_model_can_give(self) -> None:
         """A limit above the model's own would be refused."""
         facts = ModelFacts("m", TODAY, thinking=Thinking(ThinkingForm.LEVEL, ((LOW, 900),)), output_limit=1000)
-        assert facts.limit_with_room(50, LOW) == 950
-        assert facts.limit_with_room(500, LOW) == 1000
+        assert facts.terms(LOW).limit_with_room(50) == 950
+        assert facts.terms(LOW).limit_with_room(500) == 1000
 
     def test_an_unknown_model_is_sent_what_every_model_takes(self, table: ModelTable) -> None:
         """A temperature, no thinking, no other limit than was asked for."""
         facts = table.facts_of("models/gpt-9", TODAY)
         assert (facts.model, facts.known, facts.state) == ("gpt-9", False, None)
-        assert (facts.sends_temperature, facts.plan(HIGH), facts.limit_with_room(2048, HIGH)) == (True, None, 2048)
+        assert (facts.sends_temperature, facts.plan(HIGH), facts.terms(HIGH).limit_with_room(2048)) == (
+            True,
+            None,
+            2048,
+        )
 
 
 class TestEntries:
@@ -275,4 +279,4 @@ def test_a_limit_with_room_is_bounded(thinking: Thinking, tokens: int, limit: in
     """Never more than the model gives, never more than limit and thoughts."""
     facts = ModelFacts("m", TODAY, Availability.CURRENT, thinking=thinking, output_limit=limit)
     wanted = tokens + thinking.plan(level).room
-    assert facts.limit_with_room(tokens, level) == min(wanted, limit)
+    assert facts.terms(level).limit_with_room(tokens) == min(wanted, limit)

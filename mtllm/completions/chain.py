@@ -30,12 +30,14 @@ from mtllm.domain.errors import (
     UpstreamUnavailable,
 )
 from mtllm.domain.thinking import ThinkingLevel
-from mtllm.gemini.models import ModelFacts, ModelTable
+from mtllm.gemini.models import ModelFacts, ModelTable, Terms
 from mtllm.settings import OFFLINE_PREFIX, Settings, SettingsError
 from mtllm.tasks import Job
 
 FORGET_SECONDS = 900.0
 """A refusal that no free look has renewed for so long is forgotten, and the model is asked again."""
+
+_DAY = 86_400
 
 LEAST_SECONDS = 1.0
 """With less than this left before the deadline, no further model is asked."""
@@ -109,6 +111,8 @@ class ModelChain:
         self._clock = clock
         self._monotonic = monotonic
         self._warn = warn
+        self._day = 0.0
+        self._terms: dict[tuple[str, ThinkingLevel], Terms] = {}
         self._looked: set[str] = set()
         self._refusals: dict[str, Refusal] = {}
         self._swaps: set[tuple[str, str]] = set()
@@ -143,15 +147,25 @@ class ModelChain:
         return (model, *(other for other in after if other in self.models[1:]))
 
     def _fit(self, job: Job, model: str, asked: str, reason: FallbackReason | None, others: tuple[str, ...]) -> Route:
-        facts = self.facts_of(model)
-        level = job.task.thinking or job.thinking or self._thinking
-        instruction = facts.fit(job.instruction, level, own_limit=job.own_limit)
-        ignored = () if facts.sends_temperature or not job.own_temperature else ("temperature",)
+        terms = self._terms_of(model, job.task.thinking or job.thinking or self._thinking)
+        instruction = terms.fit(job.instruction, own_limit=job.own_limit)
+        ignored = () if terms.sends_temperature or not job.own_temperature else ("temperature",)
         return Route(model, instruction, asked, reason, others, ignored)
 
     def facts_of(self, model: str) -> ModelFacts:
         """Return what the table says of a model today (UTC)."""
         return self._table.facts_of(model, self._today())
+
+    def _terms_of(self, model: str, level: ThinkingLevel) -> Terms:
+        """Return the terms of today (UTC), which every request of the day shares."""
+        day = self._clock() // _DAY
+        if day != self._day:
+            self._terms, self._day = {}, day
+        try:
+            return self._terms[model, level]
+        except KeyError:
+            terms = self._terms[model, level] = self.facts_of(model).terms(level)
+            return terms
 
     def _today(self) -> date:
         return datetime.fromtimestamp(self._clock(), UTC).date()
@@ -272,8 +286,8 @@ def make_chain(
         raise SettingsError(f"MODELS_FILE: {problem}") from None
     return ModelChain(
         models,
-        allowed=settings.gemini_models_allowed,
-        aliases=_offline_aliases(models + settings.gemini_models_allowed) if settings.is_offline else None,
+        allowed=settings.models_allowed,
+        aliases=_offline_aliases(settings.models_allowed) if settings.is_offline else None,
         fall_back_on=settings.gemini_fallback_on,
         table=table,
         thinking=settings.gemini_thinking,

@@ -136,7 +136,7 @@ class Emulator:
         """Answer one request; say whether the connection goes on."""
         reply = self._answer(parse_call(request))
         pieces = _keep_head(reply) if request.verb == "HEAD" else reply.pieces
-        for piece in pieces:
+        for piece in pieces if request.keeps_alive else _say_close(pieces):
             if not self._send(connection, piece):
                 return False
         return request.keeps_alive and not reply.closes
@@ -169,6 +169,17 @@ def _keep_head(reply: EmulatedReply) -> Iterator[Piece]:
             head, end, _ = piece.partition(b"\r\n\r\n")
             yield head + end
             return
+        yield piece
+
+
+def _say_close(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Tell in the head of a reply that its connection ends with it (RFC 9112, section 9.6)."""
+    said = False
+    for piece in pieces:
+        if not said and isinstance(piece, bytes):
+            said = True
+            if piece.startswith(b"HTTP/") and b"Connection: close" not in piece:
+                piece = piece.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
         yield piece
 
 

@@ -4,8 +4,7 @@
     facts = table.facts_of("gemini-3.8-flash", day)
     facts.sends_temperature                 whether a temperature is worth sending (and part of the cache key)
     facts.plan(ThinkingLevel.MINIMAL)       what to send for a level, or None: send nothing
-    facts.limit_with_room(2048, level)      our own default limit, with room for the level's thoughts
-    facts.fit(instruction, level, ...)      an instruction as this model is told it
+    facts.terms(level)                      how an instruction is said at a level: fitted, with room for the thoughts
 
 Whoever builds a request and whoever reserves its cost ask the same facts, of the day on which the call began: what is
 sent as `maxOutputTokens` bounds thoughts and answer together, so it is also what is reserved.
@@ -17,11 +16,11 @@ without more room.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mtllm.domain.completion import Instruction
 from mtllm.domain.dated import EVIDENCE_FIELDS, NO_EVIDENCE, DatedTable, Entry, Evidence, read_entries, require_distinct
@@ -132,29 +131,38 @@ class ModelFacts:
         """Return what to send for a level of thinking; None: nothing, the model does not think or is unknown."""
         return self.thinking.plan(level) if self.thinking else None
 
-    def limit_with_room(self, tokens: int, level: ThinkingLevel) -> int:
+    def terms(self, level: ThinkingLevel) -> Terms:
+        """Return how an instruction is said to this model at a level of thinking."""
+        plan = self.plan(level)
+        return Terms(plan, self.sends_temperature, plan.room if plan else 0, self.output_limit or _MOST_TOKENS)
+
+
+class Terms(NamedTuple):
+    """How an instruction is said to one model at one level of thinking."""
+
+    plan: ThinkingPlan | None
+    sends_temperature: bool
+    room: int
+    """Tokens that a limit of our own gets on top, for the thoughts."""
+    output_limit: int
+
+    def limit_with_room(self, tokens: int) -> int:
         """Return a limit of our own plus the room for the level's thoughts, at most what the model can give.
 
         A limit that the caller chose is not for this: it is sent as it is.
         """
-        plan = self.plan(level)
-        wanted = tokens + (plan.room if plan else 0)
-        return wanted if self.output_limit is None else min(wanted, self.output_limit)
+        return min(tokens + self.room, self.output_limit)
 
-    def fit(self, instruction: Instruction, level: ThinkingLevel, *, own_limit: bool) -> Instruction:
-        """Return the instruction as this model is told it: with a plan for its thoughts, and no idle temperature.
+    def fit(self, instruction: Instruction, *, own_limit: bool) -> Instruction:
+        """Return the instruction as the model is told it: with a plan for its thoughts, and no idle temperature.
 
-        `own_limit`: the limit is ours and not the caller's, so it gets room for the thoughts.
+        `own_limit`: the limit of tokens is ours and not the caller's, so it gets room for the thoughts.
         """
-        plan = self.plan(level)
-        if plan is None and self.sends_temperature:
-            return instruction
         limit = instruction.max_output_tokens
-        return replace(
-            instruction,
+        return instruction._replace(
             temperature=instruction.temperature if self.sends_temperature else None,
-            max_output_tokens=self.limit_with_room(limit, level) if own_limit else limit,
-            thinking=plan,
+            max_output_tokens=self.limit_with_room(limit) if own_limit else limit,
+            thinking=self.plan,
         )
 
 

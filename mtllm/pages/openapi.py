@@ -72,7 +72,7 @@ def _document(settings: Settings, tasks: Sequence[Task], open_to_all: bool) -> J
         "tags": [{"name": name, "description": says} for name, says in _TAGS.items()],
         "paths": _paths(endpoints, open_to_all),
         "components": {
-            "schemas": _schemas(tasks, settings.max_prompt_chars),
+            "schemas": _schemas(tasks, settings),
             "headers": {name: _header(header) for name, header in schemas.HEADERS.items()},
             "parameters": _PARAMETERS,
             "examples": {error.code: _error_example(error) for error in ERRORS},
@@ -452,13 +452,15 @@ class _Schemas(GenerateJsonSchema):
         return False
 
 
-def _schemas(tasks: Sequence[Task], max_prompt_chars: int) -> Json:
+def _schemas(tasks: Sequence[Task], settings: Settings) -> Json:
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in _models(tasks)]
     _, definitions = models_json_schema(models, ref_template=_ref("{model}")["$ref"], schema_generator=_Schemas)
     described: Json = definitions["$defs"]
     for task in tasks:
         properties = described[task.request_model.__name__]["properties"]
-        properties[task.prompt_field]["maxLength"] = max_prompt_chars
+        properties[task.prompt_field]["maxLength"] = settings.max_prompt_chars
+        [named, _no_model] = properties["model"]["anyOf"]
+        named["enum"] = list(settings.models_allowed)
     described["Error"]["properties"]["code"]["enum"] = [error.code for error in ERRORS]
     return described
 
