@@ -79,7 +79,8 @@ class TaskRequest(BaseModel):
 
     model: str | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9._/-]{1,100}$",
+        min_length=1,
+        max_length=100,
         description="The model that is to answer, one of those that this service allows; left out, its own choice.",
         examples=["gemini-2.5-flash-lite"],
     )
