@@ -78,12 +78,12 @@ class GeminiTasks:
         def ask(route: Route) -> str:
             by = self._chain.deadline_of(route, deadline)
             answer = self._retrier.run(
-                lambda: self._gemini.generate(route.instruction, deadline=by, model=route.model), deadline=by
+                lambda: self._gemini.generate(job.told(route.terms), deadline=by, model=route.model), deadline=by
             )
             self._chain.note_answer(route.model, answer.model)
             if answer.failure is not None:
                 raise answer.failure
-            return task.read(route.instruction, answer)
+            return task.read(job.instruction, answer)
 
         def ask_with_repairs(route: Route) -> str:
             return run_with_repairs(lambda: ask(route), task.repairs)

@@ -525,4 +525,4 @@ class TestPythonCallers:
 
 def _key(chain: ModelChain, work: Job) -> bytes:
     route = chain.route(work)
-    return work.key(route.model, told=route.instruction)
+    return work.key(route.model, terms=route.terms)

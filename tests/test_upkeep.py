@@ -145,9 +145,7 @@ def test_a_settlement_that_the_disk_refused_is_written_later(tmp_path: Path) -> 
         recorder = CostRecorder(ledger, PriceTable.fixed(0.1, 0.4), TokenCounter(), spend, drift, clock=clock)
         maintenance = LedgerMaintenance(ledger, recorder, retention_days=1, report=lambda _: None, clock=clock)
         job = parse(TASK_BY_NAME["text"], b'{"prompt": "x"}', max_chars=10)
-        entry = recorder.attempt(
-            job, Caller("r-1", "10.0.0.1"), Route("model", job.instruction, "model"), number=1, seconds=30
-        )
+        entry = recorder.attempt(job, Caller("r-1", "10.0.0.1"), Route("model", "model"), number=1, seconds=30)
         answer = Answer("fine", "model", TokenUsage(10, 20))
         ledger.refusals = 2
         with pytest.raises(LedgerUnavailable):

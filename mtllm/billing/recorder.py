@@ -141,7 +141,7 @@ class CostRecorder:
         budget is set for a model without a price.
         """
         now = self._clock()
-        model, instruction = route.model, route.instruction
+        model, instruction = route.model, job.told(route.terms)
         price = self.price_of(model, now)
         if price is None and caller.budgets:
             raise NotConfigured(f"A budget is set but {model} has no price: add it to the price table.")

@@ -49,7 +49,7 @@ class CachePolicy:
             return Completion(Origin.NONE, error=leaders.error, queue_seconds=waited, route=leaders.route)
         self._cache.count_shared_hit(missed=not request.cache_control.no_cache)
         found = CacheHit(leaders.answer, leaders.age, leaders.ttl)
-        route = replace(leaders.route or request.route, ignored=request.route.ignored)
+        route = (leaders.route or request.route)._replace(ignored=request.route.ignored)
         return replace(self._hit(request, found, Origin.SHARED, route), queue_seconds=waited)
 
     def use_stale(self, request: CompletionRequest, failed: Completion) -> Completion:

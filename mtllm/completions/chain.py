@@ -30,7 +30,7 @@ from mtllm.domain.errors import (
     UpstreamUnavailable,
 )
 from mtllm.domain.thinking import ThinkingLevel
-from mtllm.gemini.models import ModelFacts, ModelTable, Terms
+from mtllm.gemini.models import ModelFacts, ModelTable
 from mtllm.settings import OFFLINE_PREFIX, Settings, SettingsError
 from mtllm.tasks import Job
 
@@ -112,7 +112,7 @@ class ModelChain:
         self._monotonic = monotonic
         self._warn = warn
         self._day = 0.0
-        self._terms: dict[tuple[str, ThinkingLevel], Terms] = {}
+        self._routes: dict[tuple[ThinkingLevel, bool], Route] = {}
         self._looked: set[str] = set()
         self._refusals: dict[str, Refusal] = {}
         self._swaps: set[tuple[str, str]] = set()
@@ -126,12 +126,46 @@ class ModelChain:
         `permitted` are the only models of the caller's key, if it is so bound. Raises InvalidRequest for a model that
         the caller may not choose.
         """
+        if job.model is None and permitted is None and not self._refusals:
+            return self._usual_route(self._level_of(job), job.own_temperature)
         models = self.models if job.model is None and permitted is None else self._choose(job.model, permitted)
-        if not self._refusals:
-            return self._fit(job, models[0], models[0], None, models[1:])
         served = next((number for number, model in enumerate(models) if self._is_served(model)), 0)
         reason = FallbackReason.UNAVAILABLE if served else None
-        return self._fit(job, models[served], models[0], reason, models[served + 1 :])
+        return self._make_route(job, models[served], models[0], reason, models[served + 1 :])
+
+    def _usual_route(self, level: ThinkingLevel, own_temperature: bool) -> Route:
+        """Return the route by the first model, which all requests of a day share that want the same of it."""
+        day = self._clock() // _DAY
+        if day != self._day:
+            self._routes, self._day = {}, day
+        try:
+            return self._routes[level, own_temperature]
+        except KeyError:
+            first = self.models[0]
+            route = self._route_by(first, first, level, own_temperature, None, self.models[1:])
+            self._routes[level, own_temperature] = route
+            return route
+
+    def _make_route(
+        self, job: Job, model: str, asked: str, reason: FallbackReason | None, others: tuple[str, ...]
+    ) -> Route:
+        return self._route_by(model, asked, self._level_of(job), job.own_temperature, reason, others)
+
+    def _route_by(
+        self,
+        model: str,
+        asked: str,
+        level: ThinkingLevel,
+        own_temperature: bool,
+        reason: FallbackReason | None,
+        others: tuple[str, ...],
+    ) -> Route:
+        terms = self.facts_of(model).terms(level)
+        ignored = () if terms.sends_temperature or not own_temperature else ("temperature",)
+        return Route(model, asked, terms, reason, others, ignored)
+
+    def _level_of(self, job: Job) -> ThinkingLevel:
+        return job.task.thinking or job.thinking or self._thinking
 
     def _choose(self, named: str | None, permitted: tuple[str, ...] | None) -> tuple[str, ...]:
         """Return the models for a caller who named one, or whose key is bound to some."""
@@ -146,26 +180,9 @@ class ModelChain:
         after = chain[chain.index(model) + 1 :] if model in chain else chain
         return (model, *(other for other in after if other in self.models[1:]))
 
-    def _fit(self, job: Job, model: str, asked: str, reason: FallbackReason | None, others: tuple[str, ...]) -> Route:
-        terms = self._terms_of(model, job.task.thinking or job.thinking or self._thinking)
-        instruction = terms.fit(job.instruction, own_limit=job.own_limit)
-        ignored = () if terms.sends_temperature or not job.own_temperature else ("temperature",)
-        return Route(model, instruction, asked, reason, others, ignored)
-
     def facts_of(self, model: str) -> ModelFacts:
         """Return what the table says of a model today (UTC)."""
         return self._table.facts_of(model, self._today())
-
-    def _terms_of(self, model: str, level: ThinkingLevel) -> Terms:
-        """Return the terms of today (UTC), which every request of the day shares."""
-        day = self._clock() // _DAY
-        if day != self._day:
-            self._terms, self._day = {}, day
-        try:
-            return self._terms[model, level]
-        except KeyError:
-            terms = self._terms[model, level] = self.facts_of(model).terms(level)
-            return terms
 
     def _today(self) -> date:
         return datetime.fromtimestamp(self._clock(), UTC).date()
@@ -195,7 +212,7 @@ class ModelChain:
                 near = self._monotonic() + LEAST_SECONDS > deadline
                 if not route.others or reason not in self._fall_back_on or near or not may_go_on():
                     raise self._explain(route, failure) from failure.__cause__
-                route = self._fit(job, route.others[0], route.asked, route.reason or reason, route.others[1:])
+                route = self._make_route(job, route.others[0], route.asked, route.reason or reason, route.others[1:])
 
     def deadline_of(self, route: Route, deadline: float) -> float:
         """Return when a call on this route must end: half-way to the deadline where a time-out has a next model."""

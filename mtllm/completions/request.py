@@ -50,7 +50,7 @@ class AnswerKeys:
     def of(self, job: Job, caller: Caller, route: Route) -> bytes:
         """Return the key of the answer to `job` that comes by `route`."""
         scope = (caller.key or caller.client) if self.key_scoped else ""
-        return job.key(route.model, scope, self.endpoint, told=route.instruction)
+        return job.key(route.model, scope, self.endpoint, terms=route.terms)
 
 
 def run_to_completion(request: CompletionRequest, work: Callable[[], Completion]) -> Completion:

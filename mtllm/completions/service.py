@@ -165,7 +165,7 @@ class Completions:
 
     def _look_up_again_or_ask(self, request: CompletionRequest, model: Model) -> Completion:
         def ask(route: Route, by: float, _attempt: object) -> Answer:
-            return model.generate(route.instruction, deadline=by, model=route.model)
+            return model.generate(request.job.told(route.terms), deadline=by, model=route.model)
 
         completion = self._cache.look_up_again(request)
         if completion is not None:

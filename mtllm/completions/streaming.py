@@ -17,6 +17,7 @@ from mtllm.completions.request import CompletionRequest, run_to_completion
 from mtllm.domain.completion import Answer, Completion, Origin, Route
 from mtllm.domain.errors import Abandoned, ApiError, Draining, may_be_billed
 from mtllm.resilience.admission import Admission
+from mtllm.tasks import Job
 
 
 class Streaming:
@@ -70,7 +71,7 @@ class Streaming:
                 raise _reason(live)
             return self._answering.run(
                 request,
-                partial(self._ask, live, model, request.deadline, gap),
+                partial(self._ask, live, request.job, model, request.deadline, gap),
                 retry_until=first_by,
                 wait=live.cancelled.wait,
                 may_repeat=lambda: not live.begun,
@@ -83,6 +84,7 @@ class Streaming:
     def _ask(
         self,
         live: LiveStream,
+        job: Job,
         model: Model,
         deadline: float,
         gap: float,
@@ -92,7 +94,7 @@ class Streaming:
     ) -> Answer:
         try:
             source = model.stream(
-                route.instruction,
+                job.told(route.terms),
                 gap_seconds=gap,
                 first_seconds=first_by - self._monotonic(),
                 deadline=deadline,

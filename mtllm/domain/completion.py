@@ -12,6 +12,9 @@ from mtllm.domain.errors import ApiError
 from mtllm.domain.money import NOTHING, Charge, Receipt, TokenUsage
 from mtllm.domain.thinking import ThinkingPlan
 
+MOST_TOKENS = 2**31 - 1
+"""The API's field for a limit of tokens is an int32."""
+
 
 @dataclass(frozen=True, slots=True)
 class CacheControl:
@@ -104,6 +107,39 @@ class Instruction(NamedTuple):  # fitted to a model at every request, which a Na
         return "\n".join((self.system or "", self.prompt, *self.labels))
 
 
+class Terms(NamedTuple):
+    """How an instruction is said to one model at one level of thinking."""
+
+    plan: ThinkingPlan | None = None
+    sends_temperature: bool = True
+    room: int = 0
+    """Tokens that a limit of our own gets on top, for the thoughts."""
+    output_limit: int = MOST_TOKENS
+
+    def limit_with_room(self, tokens: int) -> int:
+        """Return a limit of our own plus the room for the level's thoughts, at most what the model can give.
+
+        A limit that the caller chose is not for this: it is sent as it is.
+        """
+        return min(tokens + self.room, self.output_limit)
+
+    def fit(self, instruction: Instruction, *, own_limit: bool) -> Instruction:
+        """Return the instruction as the model is told it: with a plan for its thoughts, and no idle temperature.
+
+        `own_limit`: the limit of tokens is ours and not the caller's, so it gets room for the thoughts.
+        """
+        limit = instruction.max_output_tokens
+        return instruction._replace(
+            temperature=instruction.temperature if self.sends_temperature else None,
+            max_output_tokens=self.limit_with_room(limit) if own_limit else limit,
+            thinking=self.plan,
+        )
+
+
+AS_IS = Terms()
+"""Those of a model of which nothing is known: it is told the instruction as it is."""
+
+
 class FallbackReason(StrEnum):
     """Why an answer comes from another model than the one that was asked for."""
 
@@ -118,17 +154,16 @@ class FallbackReason(StrEnum):
     """Google let another model answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One model that a request may be answered by: its name, and the instruction as this model is told it.
+class Route(NamedTuple):
+    """One model that a request may be answered by: its name, and the terms in which it is told an instruction.
 
     `asked` is the model that was asked for, and `reason` why this one takes its place; None where it is the same.
     `others` may be asked next. `ignored` are fields of the caller's that this model does not use.
     """
 
     model: str
-    instruction: Instruction
     asked: str
+    terms: Terms = AS_IS
     reason: FallbackReason | None = None
     others: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()

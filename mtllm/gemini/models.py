@@ -4,7 +4,7 @@
     facts = table.facts_of("gemini-3.8-flash", day)
     facts.sends_temperature                 whether a temperature is worth sending (and part of the cache key)
     facts.plan(ThinkingLevel.MINIMAL)       what to send for a level, or None: send nothing
-    facts.terms(level)                      how an instruction is said at a level: fitted, with room for the thoughts
+    facts.terms(level)                      the terms in which it is told an instruction at that level
 
 Whoever builds a request and whoever reserves its cost ask the same facts, of the day on which the call began: what is
 sent as `maxOutputTokens` bounds thoughts and answer together, so it is also what is reserved.
@@ -20,13 +20,12 @@ from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from mtllm.domain.completion import Instruction
+from mtllm.domain.completion import MOST_TOKENS, Terms
 from mtllm.domain.dated import EVIDENCE_FIELDS, NO_EVIDENCE, DatedTable, Entry, Evidence, read_entries, require_distinct
 from mtllm.domain.thinking import ThinkingLevel, ThinkingPlan
 
-_MOST_TOKENS = 2**31 - 1  # the API's field is an int32
 _REQUIRED = ("name", "from", "state", "temperature", "output_limit")
 _OPTIONAL = ("thinking", "successor", *EVIDENCE_FIELDS)
 _OWN = frozenset({"successor", *EVIDENCE_FIELDS})
@@ -134,36 +133,7 @@ class ModelFacts:
     def terms(self, level: ThinkingLevel) -> Terms:
         """Return how an instruction is said to this model at a level of thinking."""
         plan = self.plan(level)
-        return Terms(plan, self.sends_temperature, plan.room if plan else 0, self.output_limit or _MOST_TOKENS)
-
-
-class Terms(NamedTuple):
-    """How an instruction is said to one model at one level of thinking."""
-
-    plan: ThinkingPlan | None
-    sends_temperature: bool
-    room: int
-    """Tokens that a limit of our own gets on top, for the thoughts."""
-    output_limit: int
-
-    def limit_with_room(self, tokens: int) -> int:
-        """Return a limit of our own plus the room for the level's thoughts, at most what the model can give.
-
-        A limit that the caller chose is not for this: it is sent as it is.
-        """
-        return min(tokens + self.room, self.output_limit)
-
-    def fit(self, instruction: Instruction, *, own_limit: bool) -> Instruction:
-        """Return the instruction as the model is told it: with a plan for its thoughts, and no idle temperature.
-
-        `own_limit`: the limit of tokens is ours and not the caller's, so it gets room for the thoughts.
-        """
-        limit = instruction.max_output_tokens
-        return instruction._replace(
-            temperature=instruction.temperature if self.sends_temperature else None,
-            max_output_tokens=self.limit_with_room(limit) if own_limit else limit,
-            thinking=self.plan,
-        )
+        return Terms(plan, self.sends_temperature, plan.room if plan else 0, self.output_limit or MOST_TOKENS)
 
 
 class ModelTable:
@@ -221,7 +191,7 @@ def _facts(entry: Entry) -> ModelFacts:
     successor = entry.text("successor")
     if state is Availability.SWAPPED and not successor:
         raise entry.error("'successor' is missing: a swapped model is answered by another one")
-    output_limit = entry.count("output_limit", least=1, most=_MOST_TOKENS)
+    output_limit = entry.count("output_limit", least=1, most=MOST_TOKENS)
     return ModelFacts(
         model=entry.fields["name"],
         since=entry.day("from"),
