@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from mtllm.billing.recorder import CostRecorder
 from mtllm.completions.ports import AnswerCache
 from mtllm.completions.request import CompletionRequest
@@ -50,7 +48,7 @@ class CachePolicy:
         self._cache.count_shared_hit(missed=not request.cache_control.no_cache)
         found = CacheHit(leaders.answer, leaders.age, leaders.ttl)
         route = (leaders.route or request.route)._replace(ignored=request.route.ignored)
-        return replace(self._hit(request, found, Origin.SHARED, route), queue_seconds=waited)
+        return self._hit(request, found, Origin.SHARED, route)._replace(queue_seconds=waited)
 
     def use_stale(self, request: CompletionRequest, failed: Completion) -> Completion:
         """Return an expired answer in place of a failure of Gemini's, or `failed` where none may serve.
@@ -64,7 +62,7 @@ class CachePolicy:
         if found is None or (asked.max_age is not None and found.age > asked.max_age):
             return failed
         stale = self._hit(request, found, Origin.STALE)
-        return replace(stale, receipt=failed.receipt + stale.receipt)
+        return stale._replace(receipt=failed.receipt + stale.receipt)
 
     def _hit(
         self, request: CompletionRequest, found: CacheHit, origin: Origin, route: Route | None = None

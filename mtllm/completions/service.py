@@ -19,7 +19,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 
 from mtllm.completions.answering import Answering
 from mtllm.completions.attempts import Attempts
@@ -148,7 +147,7 @@ class Completions:
             self._admission.leave()
             self._finish(request, flight, Completion(Origin.PAID, error=Draining()))
         completion = self._wait(request, flight)
-        return replace(completion, queue_seconds=queued) if queued else completion
+        return completion._replace(queue_seconds=queued) if queued else completion
 
     def _wait(self, request: CompletionRequest, flight: Future[Completion]) -> Completion:
         """Return the flight's completion; past the deadline a failure, with what the request has cost by then."""

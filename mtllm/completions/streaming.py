@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 
 from mtllm.billing.recorder import OpenAttempt
@@ -56,7 +55,7 @@ class Streaming:
     def _pump(self, live: LiveStream, request: CompletionRequest, model: Model, gap: float) -> None:
         completion = run_to_completion(request, partial(self._relay, live, request, model, gap))
         completion = completion if live.begun else self._cache.use_stale(request, completion)
-        self._end(live, replace(completion, queue_seconds=live.queue_seconds))
+        self._end(live, completion._replace(queue_seconds=live.queue_seconds))
 
     def _end(self, live: LiveStream, completion: Completion) -> None:
         self._running.discard(live)

@@ -39,8 +39,7 @@ class Origin(enum.Enum):
     NONE = "none"
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(NamedTuple):  # as for CacheHit
     """The end of one request: an answer or an error, and the receipt.
 
     For a hit the receipt has the stored answer's tokens and no costs; `saved` is what it would have cost
@@ -78,7 +77,7 @@ class Completion:
         return self.origin in _FREE
 
 
-_FREE = frozenset({Origin.HIT, Origin.STALE, Origin.SHARED})
+_FREE = (Origin.HIT, Origin.STALE, Origin.SHARED)  # no set: the hash of an enumeration costs more than three looks
 
 
 class FinishReason(StrEnum):
