@@ -68,7 +68,7 @@ class UsageStats(TypedDict):
 
 
 class CostTracker:
-    """Counts, prices and records requests: tokens by tiktoken, money as in the service, a line each in the cost log.
+    """Counts, prices and records requests: tokens by estimate, money as in the service, a line each in the cost log.
 
     `log_file` is relative to the working directory. It may be the service's own: lines, rotation and retention are the
     same. Prompts and answers are not in it. `ledger` keeps the records; without one they live in memory until `close`.
@@ -104,7 +104,7 @@ class CostTracker:
         Raises LedgerUnavailable when the ledger cannot be written. A log that cannot be written is only warned of.
         """
         now, request_id = self._clock(), str(uuid.uuid4())
-        usage = TokenUsage(self._counter.count_tokens(prompt), self._counter.count_tokens(response))
+        usage = TokenUsage(self._counter.estimate_tokens(prompt), self._counter.estimate_tokens(response))
         tokens = usage.input, usage.output
         price = self._price_table().price_of(self._model, datetime.fromtimestamp(now, UTC).date())
         cost, saved = price.cost(*tokens) if price else NO_COST, 0

@@ -147,7 +147,7 @@ def build(
         redis.on_beat(SharedSpend(redis, spend).sync)
         add(redis, start=lambda link, _threads: link.open(), close=RedisLink.close, checks={"redis": _check_redis})
     counter = TokenCounter()
-    drift = add(DriftMeter(counter.count_tokens), close=DriftMeter.close)
+    drift = add(DriftMeter(counter.estimate_tokens), close=DriftMeter.close)
     recorder = CostRecorder(
         ledger,
         _load_prices(settings),

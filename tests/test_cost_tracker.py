@@ -229,6 +229,14 @@ class TestTokenCounter:
         once = counter.count_tokens(words)
         assert counter.count_tokens(words * 40) == pytest.approx(once * 40, rel=0.001)
 
+    @pytest.mark.parametrize(
+        ("text", "tokens"),
+        [("no figures", 2), ("7", 1), ("in 2026", 4 + 2), ("12345", 2 + 3), ("3.14159", 4 + 3), ("12 345", 3 + 3)],
+    )
+    def test_an_estimate_has_a_token_for_each_digit(self, counter: TokenCounter, text: str, tokens: int) -> None:
+        """As Gemini's tokenizer has; the rest is tiktoken's count."""
+        assert counter.estimate_tokens(text) == tokens
+
     def test_it_reaches_no_network_whatever_the_environment_says(self, tmp_path: Path) -> None:
         """A fresh process that may not open a connection counts, with tiktoken's own variables set astray."""
         code = (

@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from contextlib import suppress
 from datetime import date
 from decimal import ROUND_HALF_EVEN, Decimal
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 
 from mtllm.billing.export import export_csv, export_jsonl
 from mtllm.billing.prices import Price, PriceTable
+from mtllm.billing.tokens import TokenCounter
 from mtllm.domain.money import Cost, exact_usd, format_usd
 from mtllm.domain.times import parse_time, rfc3339
 from tests.test_cost_cli import ROW
@@ -22,6 +25,7 @@ pytest.importorskip("hypothesis")
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+COUNTER = TokenCounter()
 rates = st.integers(0, 10**12)
 tokens = st.integers(0, 10**9)
 days = st.dates(date(2025, 1, 1), date(2027, 12, 31))
@@ -47,6 +51,15 @@ def test_costs_are_the_decimal_ones(
     exact = Decimal((tokens_in - from_cache) * input_ + from_cache * cached_input) / 10**6
     assert cost == Cost(int(rounded(exact, "1")), int(rounded(Decimal(tokens_out * output) / 10**6, "1")))
     assert cost.total == cost.input + cost.output <= price.bound(tokens_in, tokens_out)
+
+
+@given(st.text(max_size=60), st.lists(st.tuples(st.text("0123456789", min_size=1), st.text("abc .,-\n", min_size=1))))
+def test_an_estimate_adds_what_gemini_counts_for_digits(words: str, pairs: list[tuple[str, str]]) -> None:
+    """For each run of n digits n - ceil(n / 3); never more tokens than bytes, which is what budgets reserve."""
+    text = f"{words} " + "".join(map("".join, pairs))
+    runs = ["".join(run) for is_digit, run in groupby(text, "0123456789".__contains__) if is_digit]
+    added = sum(len(run) - math.ceil(len(run) / 3) for run in runs)
+    assert COUNTER.estimate_tokens(text) == COUNTER.count_tokens(text) + added <= len(text.encode())
 
 
 @given(st.integers(-(10**18), 10**18))

@@ -62,7 +62,7 @@ class Bill:
 
         def billed(gemini: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
             asked = "\n".join((call.system, call.prompt, *call.labels))
-            self.nano += self._counter.count_tokens(asked) * INPUT + self._counter.count_tokens(said) * OUTPUT
+            self.nano += self._counter.estimate_tokens(asked) * INPUT + self._counter.estimate_tokens(said) * OUTPUT
             return step(gemini, call)
 
         return billed

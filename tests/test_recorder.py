@@ -34,7 +34,7 @@ def ledger() -> Iterator[Ledger]:
 def attempt(ledger: Ledger) -> Iterator[OpenAttempt]:
     """An attempt that has just been opened, at 0.1 and 0.4 dollars per million tokens."""
     clock, counter = FakeClock(), TokenCounter()
-    drift = DriftMeter(counter.count_tokens)
+    drift = DriftMeter(counter.estimate_tokens)
     prices = PriceTable.fixed(0.1, 0.4)
     recorder = CostRecorder(ledger, prices, counter, SpendMeter(), drift, clock=clock, monotonic=clock)
     job = parse(TASK_BY_NAME["text"], b'{"prompt": "x"}', max_chars=10)

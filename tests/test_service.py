@@ -79,7 +79,7 @@ class House:
         self.admission = Admission(places, threads=places + 1, monotonic=clock)
         self.pool = ThreadPoolExecutor(places)
         counter = TokenCounter()
-        self.drift = DriftMeter(counter.count_tokens)
+        self.drift = DriftMeter(counter.estimate_tokens)
         prices = PriceTable.fixed(0.1, 0.4)
         recorder = CostRecorder(self.ledger, prices, counter, self.spend, self.drift, clock=clock, monotonic=clock)
         attempts = Attempts(

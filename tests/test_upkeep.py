@@ -35,7 +35,7 @@ class LedgerTransaction:
         self.clock = FakeClock(1_800_000_000.0)
         self.ledger: Ledger = open_ledger(folder / "ledger.sqlite3", sync="normal", clock=self.clock)
         self.spend = SpendMeter()
-        self.drift = DriftMeter(TokenCounter().count_tokens)
+        self.drift = DriftMeter(TokenCounter().estimate_tokens)
         prices = PriceTable.fixed(0.1, 0.4)
         self.recorder = CostRecorder(self.ledger, prices, TokenCounter(), self.spend, self.drift, clock=self.clock)
         self.reported: list[str] = []
@@ -140,7 +140,7 @@ class Reluctant(Ledger):
 def test_a_settlement_that_the_disk_refused_is_written_later(tmp_path: Path) -> None:
     """Once, with its true cost, which counts as spent from then on."""
     clock, spend = FakeClock(1_800_000_000.0), SpendMeter()
-    drift = DriftMeter(TokenCounter().count_tokens)
+    drift = DriftMeter(TokenCounter().estimate_tokens)
     with closing(Reluctant(SQLiteEngine(tmp_path / "l.sqlite3", sync="normal"), clock=clock)) as ledger:
         recorder = CostRecorder(ledger, PriceTable.fixed(0.1, 0.4), TokenCounter(), spend, drift, clock=clock)
         maintenance = LedgerMaintenance(ledger, recorder, retention_days=1, report=lambda _: None, clock=clock)

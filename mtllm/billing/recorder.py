@@ -186,15 +186,15 @@ class CostRecorder:
             self.settle(*self._late.popleft())
 
     def charge(self, instruction: Instruction, answer: Answer, *, at: float) -> Charge:
-        """Return what `answer` to a call made `at` costs: by Gemini's counts when it reported them, else by tiktoken's.
+        """Return what `answer` to a call made `at` costs: by Gemini's counts where it reported them, else estimated.
 
         An estimate never exceeds the tokens that the call was allowed: that is all that Gemini can have generated.
         """
         usage = answer.usage
         if usage is None:
-            generated = self._counter.count_tokens(answer.text)
+            generated = self._counter.estimate_tokens(answer.text)
             usage = TokenUsage(
-                self._counter.count_tokens(instruction.text), min(generated, instruction.max_output_tokens)
+                self._counter.estimate_tokens(instruction.text), min(generated, instruction.max_output_tokens)
             )
         else:
             self.drift.observe(instruction.text, answer.text, usage.input, usage.output)

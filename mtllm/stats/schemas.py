@@ -266,7 +266,7 @@ class LatencyFigures(DescribedBody):
 
 
 class EstimateFigures(DescribedBody):
-    """tiktoken's counts beside Gemini's."""
+    """Our estimates, which stand in where Gemini reports no tokens, beside its counts where it does."""
 
     samples: int = Field(ge=0)
     """Calls compared."""
