@@ -68,6 +68,7 @@ def create_app(
         MetricsSources(
             tasks=tasks,
             daily_budget=settings.daily_budget_usd,
+            monthly_budget=settings.monthly_budget_usd,
             clock=clock,
             observed=observed,
             spend=service.spend,

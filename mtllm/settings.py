@@ -19,6 +19,7 @@ from mtllm import env_file as dotenv
 from mtllm.domain.completion import FallbackReason
 from mtllm.domain.limits import Limit, parse_limits
 from mtllm.domain.thinking import ThinkingLevel
+from mtllm.domain.times import find_zone
 from mtllm.project import PROJECT, project_path
 
 MIB = 1024 * 1024
@@ -118,6 +119,12 @@ def _require_model_names(names: tuple[str, ...]) -> tuple[str, ...]:
     if any(not re.fullmatch(MODEL_NAME, name) for name in names):
         raise ValueError("must be names of models separated by commas")
     return names
+
+
+def _require_zone(name: str) -> str:
+    if find_zone(name) is None:
+        raise ValueError("must be the name of a time zone, such as Europe/Berlin (Windows needs the package tzdata)")
+    return name
 
 
 def _require_choice(reason: FallbackReason) -> FallbackReason:
@@ -248,7 +255,13 @@ class Settings(BaseModel):
         None, repr=False, description="Key for export, cache deletion and figures by client"
     )
     daily_budget_usd: Dollars | None = Field(
-        None, description="Most that all requests of a UTC day may cost ($); empty = no budget"
+        None, description="Most that all requests of a day may cost ($); empty = no budget"
+    )
+    monthly_budget_usd: Dollars | None = Field(
+        None, description="Most that all requests of a calendar month may cost ($); empty = no budget"
+    )
+    budget_timezone: Annotated[str, AfterValidator(_require_zone)] = Field(
+        "UTC", description="Where the days and months of budgets begin: the IANA name of a time zone"
     )
     # Request limits and security
     max_request_bytes: Count = Field(MIB, description="Longest request body (bytes)")

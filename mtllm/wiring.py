@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -34,6 +35,8 @@ from mtllm.completions.request import AnswerKeys
 from mtllm.completions.service import Completions, Waiting
 from mtllm.domain.errors import QuotaExhausted
 from mtllm.domain.money import NANO
+from mtllm.domain.periods import Calendar
+from mtllm.domain.times import find_zone
 from mtllm.gemini.client import Gemini
 from mtllm.ledger.ledger import SERVICE_SCOPE, Budget, Ledger, key_scope, open_ledger
 from mtllm.logs.writer import RequestLogger
@@ -87,7 +90,7 @@ class Service:
     drift: DriftMeter
     recorder: CostRecorder
     maintenance: LedgerMaintenance
-    budgets: DailyBudgets
+    budgets: Budgets
     breakers: Breakers
     chain: ModelChain
     free_look: FreeLook
@@ -234,7 +237,7 @@ def build(
         drift=drift,
         recorder=recorder,
         maintenance=maintenance,
-        budgets=DailyBudgets(settings),
+        budgets=Budgets(settings),
         breakers=breakers,
         chain=chain,
         free_look=free_look,
@@ -278,18 +281,30 @@ class Notices:
             self.report(*self.early.pop(0))
 
 
-class DailyBudgets:
-    """The budgets that requests must stay within: the service's own, and that of the caller's key."""
+class Budgets:
+    """The budgets that requests must stay within: the service's own, and those of the caller's key."""
 
     def __init__(self, settings: Settings) -> None:
-        daily = settings.daily_budget_usd
-        self._of_all = () if daily is None else (Budget(SERVICE_SCOPE, round(daily * NANO)),)
+        self.of_all = tuple(
+            _budgets(SERVICE_SCOPE, _nano(settings.daily_budget_usd), _nano(settings.monthly_budget_usd))
+        )
 
     def of(self, key: ApiKey | None) -> tuple[Budget, ...]:
         """Return the budgets of a request of `key`."""
-        if key is None or key.daily_budget is None:
-            return self._of_all
-        return (*self._of_all, Budget(key_scope(key.name), key.daily_budget))
+        if key is None or (key.daily_budget is None and key.monthly_budget is None):
+            return self.of_all
+        return (*self.of_all, *_budgets(key_scope(key.name), key.daily_budget, key.monthly_budget))
+
+
+def _nano(usd: float | None) -> int | None:
+    return None if usd is None else round(usd * NANO)
+
+
+def _budgets(scope: str, daily: int | None, monthly: int | None) -> Iterator[Budget]:
+    if daily is not None:
+        yield Budget(scope, daily)
+    if monthly is not None:
+        yield Budget(scope, monthly, "month")
 
 
 class Workers(Executor):
@@ -416,7 +431,13 @@ def _close_model(model: Gemini | None) -> None:
 
 def _open_ledger(settings: Settings, clock: Clock, monotonic: Clock) -> Ledger:
     try:
-        return open_ledger(settings.ledger_location, sync=settings.ledger_sync, clock=clock, monotonic=monotonic)
+        return open_ledger(
+            settings.ledger_location,
+            sync=settings.ledger_sync,
+            calendar=Calendar(find_zone(settings.budget_timezone) or UTC),
+            clock=clock,
+            monotonic=monotonic,
+        )
     except ValueError as problem:
         raise SettingsError(str(problem)) from None
 

@@ -15,7 +15,9 @@ import pytest
 
 from mtllm.domain.errors import BudgetExceeded, LedgerUnavailable
 from mtllm.domain.money import Amount, Charge, TokenUsage
+from mtllm.domain.periods import Calendar
 from mtllm.ledger import group_commit
+from mtllm.ledger.budgets import RESERVED_SECONDS
 from mtllm.ledger.engine import Engine
 from mtllm.ledger.ledger import (
     Budget,
@@ -29,7 +31,7 @@ from mtllm.ledger.ledger import (
     key_scope,
     open_ledger,
 )
-from mtllm.ledger.transaction import MIGRATIONS, RESERVED_SECONDS, migrate
+from mtllm.ledger.transaction import MIGRATIONS, migrate
 from tests.support.fakes import FakeClock
 from tests.support.ledgers import (
     ATTEMPT,
@@ -287,6 +289,7 @@ class TestBudgets:
         assert "under way" in refused.value.message
         assert [(detail.field, detail.message) for detail in refused.value.details] == [
             ("scope", "service"),
+            ("period", "day"),
             ("limit", "0.000002500"),
             ("spent", "0.000000000"),
             ("reserved", "0.000002000"),
@@ -623,6 +626,65 @@ class TestBadDays:
                 use()
         ledger.close()
         assert path.read_bytes() == b"not a database" * 1_000
+
+
+class TestMonths:
+    """Budgets of a calendar month, in a zone, beside those of the day."""
+
+    def test_days_add_up_to_their_month(self, ledger: Ledger) -> None:
+        """What the first of the month cost is missing on the last; the next month begins anew."""
+        first, last, following = (
+            datetime(*day, 12, tzinfo=UTC).timestamp() for day in ((2026, 11, 1), (2026, 11, 30), (2026, 12, 1))
+        )
+        month = Budget("service", 3000, "month")
+        row = ledger.open(attempt(first, reserved=2500), (month,))
+        with pytest.raises(BudgetExceeded) as refused:
+            ledger.open(attempt(last, reserved=1000), (month,))
+        assert ("period", "month") in [(detail.field, detail.message) for detail in refused.value.details]
+        ledger.settle(row, settlement(2500))
+        with pytest.raises(BudgetExceeded, match=r"monthly budget.*resets at 00:00 UTC on 2026-12-01") as refused:
+            ledger.open(attempt(last, reserved=1000), (month,))
+        assert refused.value.retry_after == 12 * HOUR
+        ledger.open(attempt(last, reserved=500), (month,))
+        ledger.open(attempt(following, reserved=3000), (month,))
+        assert ledger.budget_state("service", last, "month") == BudgetState(2500, 500)
+        assert ledger.budget_state("service", last) == BudgetState(0, 500)
+
+    def test_the_tighter_of_day_and_month_refuses(self, ledger: Ledger) -> None:
+        """Each says its own period."""
+        day, month = Budget("service", 1000), Budget("service", 1500, "month")
+        ledger.settle(ledger.open(attempt(NOON - DAY, reserved=900), (day, month)), settlement(900))
+        with pytest.raises(BudgetExceeded, match="monthly"):
+            ledger.open(attempt(NOON, reserved=700), (day, month))
+        with pytest.raises(BudgetExceeded, match="daily"):
+            ledger.open(attempt(NOON, reserved=1100), (day, Budget("service", 9000, "month")))
+
+    def test_requests_at_once_never_pass_it(self, ledger: Ledger) -> None:
+        """Fifty at a time, of which ten fit."""
+        budget = Budget("service", 1000, "month")
+
+        def ask(_: int) -> bool:
+            try:
+                ledger.open(attempt(NOON, reserved=100), (budget,))
+            except BudgetExceeded:
+                return False
+            return True
+
+        with ThreadPoolExecutor(50) as pool:
+            assert sum(pool.map(ask, range(50))) == 10
+        assert ledger.budget_state("service", NOON, "month") == BudgetState(0, 1000)
+
+    def test_a_zone_decides_on_which_day_a_call_counts(self, engine: FaultyEngine) -> None:
+        """Half past eleven in the evening of 30 November (UTC) is December in Berlin."""
+        late = datetime(2026, 11, 30, 23, 30, tzinfo=UTC).timestamp()
+        ledger = Ledger(engine, calendar=Calendar(ZoneInfo("Europe/Berlin")))
+        row = ledger.open(attempt(late, reserved=100))
+        assert ledger.budget_state("service", late + HOUR, "month") == BudgetState(0, 100)
+        assert ledger.budget_state("service", late - HOUR, "month") == BudgetState(0, 0)
+        ledger.settle(row, settlement(100))
+        with pytest.raises(BudgetExceeded, match="resets at 00:00 Europe/Berlin on 2026-12-02"):
+            ledger.open(attempt(late, reserved=1), (Budget("service", 100),))
+        ledger.close()
 
 
 class TestGroups:

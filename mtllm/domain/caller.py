@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mtllm.domain.periods import Period
+
 SERVICE_SCOPE = "service"
 
 
@@ -17,10 +19,11 @@ def key_scope(key: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """At most `limit` nano-dollars per UTC day in `scope` ("service", or `key_scope(name)`)."""
+    """At most `limit` nano-dollars a day or a month in `scope` ("service", or `key_scope(name)`)."""
 
     scope: str
     limit: int
+    period: Period = "day"
 
 
 @dataclass(frozen=True, slots=True)

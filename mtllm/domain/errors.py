@@ -104,13 +104,14 @@ class Unauthorized(ApiError):
 
 
 class BudgetExceeded(ApiError):
-    """The day's budget cannot cover this request's upper bound. Days are UTC.
+    """The budget of the day or the month cannot cover this request's upper bound.
 
-    `details`: scope ("service" or "key"); limit, spent, reserved and needed in dollars; helps, what would.
+    `details`: scope ("service" or "key"); period ("day" or "month"); limit, spent, reserved and needed in dollars;
+    helps, what would.
     """
 
     status, code = 402, "budget_exceeded"
-    sentence = "The daily budget cannot cover this request; it resets at 00:00 UTC."
+    sentence = "The budget cannot cover this request."
 
 
 class Forbidden(ApiError):

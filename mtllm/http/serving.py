@@ -121,7 +121,7 @@ class Banner:
         yield f"  logs                {settings.log_dir}"
         yield f"  threads             {settings.threads}; {slots(settings, settings.threads)} may wait for Gemini"
         yield f"  rate limits         {_limits(settings)}"
-        yield f"  daily budget        {_budget(settings)}"
+        yield f"  budgets             {_budgets(settings)}"
         yield f"  access              {self._access()}"
         yield f"  see                 {urls[0]}/dashboard  {urls[0]}/swagger/"
 
@@ -165,5 +165,7 @@ def _limits(settings: Settings) -> str:
     return f"{limits} for each client" if limits else "none"
 
 
-def _budget(settings: Settings) -> str:
-    return "none" if settings.daily_budget_usd is None else f"${exact_usd(round(settings.daily_budget_usd * NANO))}"
+def _budgets(settings: Settings) -> str:
+    limits = {"a day": settings.daily_budget_usd, "a month": settings.monthly_budget_usd}
+    told = [f"${exact_usd(round(limit * NANO))} {period}" for period, limit in limits.items() if limit is not None]
+    return f"{', '.join(told)} ({settings.budget_timezone})" if told else "none"

@@ -24,7 +24,7 @@ from mtllm.http.request import read_cache_control, read_tag
 from mtllm.security.access import Access, challenge
 from mtllm.settings import Settings
 from mtllm.tasks import Job, Task, parse
-from mtllm.wiring import AnyLimiter, DailyBudgets
+from mtllm.wiring import AnyLimiter, Budgets
 
 EVENT_STREAM = "text/event-stream"
 UNBUFFERED = [("X-Accel-Buffering", "no")]
@@ -50,7 +50,7 @@ class TaskEndpoint:
         lifecycle: Lifecycle,
         *,
         limiter: AnyLimiter,
-        budgets: DailyBudgets,
+        budgets: Budgets,
         completions: Completions,
     ) -> None:
         self._settings = settings

@@ -16,6 +16,7 @@ from math import inf
 from typing import TypeVar
 
 from mtllm.domain.errors import LedgerUnavailable
+from mtllm.domain.periods import Calendar
 from mtllm.ledger.engine import Engine
 from mtllm.ledger.hit_queue import HitQueue
 from mtllm.ledger.records import Hit, LedgerHealth
@@ -46,13 +47,15 @@ class _Signal(enum.Enum):
 class GroupCommit:
     """The writer of one process. Its thread starts with the first write."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self, engine: Engine, clock: Callable[[], float], monotonic: Callable[[], float], calendar: Calendar
+    ) -> None:
         self._engine = engine
         self._clock = clock
         self._monotonic = monotonic
         self._queue: queue.SimpleQueue[PendingWrite | _Signal] = queue.SimpleQueue()
         self._hits = HitQueue(monotonic)
-        self._connection = WritingConnection(engine)
+        self._connection = WritingConnection(engine, calendar)
         # For starting and stopping; nothing slow happens under it. Reentrant, because a ledger may be collected, and so
         # closed, by a thread that holds it.
         self._lock = threading.RLock()

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from mtllm.domain.caller import SERVICE_SCOPE, Budget, key_scope
 from mtllm.domain.errors import LedgerUnavailable
+from mtllm.domain.periods import UTC_CALENDAR, Calendar, Period
 from mtllm.ledger import queries
 from mtllm.ledger.engine import Connection, Engine, Sync
 from mtllm.ledger.group_commit import GroupCommit
@@ -78,6 +79,7 @@ def open_ledger(
     target: str | Path,
     *,
     sync: Sync = "full",
+    calendar: Calendar = UTC_CALENDAR,
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Ledger:
@@ -86,7 +88,7 @@ def open_ledger(
     `sync`: "full" survives a power cut, "normal" a kill only. Nothing is opened before the first use. Raises ValueError
     in words when `target` is a URL that cannot be used, or what speaks to PostgreSQL is not installed.
     """
-    return Ledger(_engine(str(target), sync), clock=clock, monotonic=monotonic)
+    return Ledger(_engine(str(target), sync), calendar=calendar, clock=clock, monotonic=monotonic)
 
 
 def _engine(target: str, sync: Sync) -> Engine:
@@ -114,11 +116,14 @@ class Ledger:
         self,
         engine: Engine,
         *,
+        calendar: Calendar = UTC_CALENDAR,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.calendar = calendar
+        """In whose days and months budgets are counted."""
         self._clock = clock
-        self._processes = _ByProcess(lambda: _OpenLedger(engine, clock, monotonic))
+        self._processes = _ByProcess(lambda: _OpenLedger(engine, clock, monotonic, calendar))
         # A ledger that nobody closes still writes its last hits, at the end of the program at the latest.
         self._finalizer = weakref.finalize(self, self._processes.close)
 
@@ -129,8 +134,8 @@ class Ledger:
     def open(self, attempt: Attempt, budgets: tuple[Budget, ...] = ()) -> int:
         """Put `attempt` and its reservation on disk and return the id to settle it by.
 
-        Raises BudgetExceeded, and records nothing, when one of `budgets` cannot cover the reservation on the UTC day
-        of the attempt. Exact under any concurrency, of processes too.
+        Raises BudgetExceeded, and records nothing, when one of `budgets` cannot cover the reservation in the day or
+        month of the attempt. Exact under any concurrency, of processes too.
         """
         return self._submit(lambda transaction: transaction.open(attempt, budgets)).id
 
@@ -187,10 +192,10 @@ class Ledger:
         with self._reading() as connection:
             return queries.attempts_of(connection, request_id)
 
-    def budget_state(self, scope: str, at: float) -> BudgetState:
-        """Return what is spent and reserved in `scope` on the UTC day of `at`."""
+    def budget_state(self, scope: str, at: float, period: Period = "day") -> BudgetState:
+        """Return what is spent and reserved in `scope` in the day or month of `at`."""
         with self._reading() as connection:
-            return queries.budget_state(connection, scope, at)
+            return queries.budget_state(connection, scope, self.calendar.days(period, at))
 
     def export(self, from_: float, to: float) -> Iterator[ExportRow]:
         """Yield the rows with `from_` <= timestamp < `to`, by timestamp, then id. Holds a few hundred at a time."""
@@ -224,8 +229,10 @@ class Ledger:
 class _OpenLedger:
     """What one process has open of a ledger: its writer, and connections for reading that wait for their next use."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
-        self.writer = GroupCommit(engine, clock, monotonic)
+    def __init__(
+        self, engine: Engine, clock: Callable[[], float], monotonic: Callable[[], float], calendar: Calendar
+    ) -> None:
+        self.writer = GroupCommit(engine, clock, monotonic, calendar)
         self._engine = engine
         self._idle: deque[Connection] = deque()
         self._prepared = False

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, tzinfo
 
 from mtllm.ledger.engine import Connection, Row
 from mtllm.ledger.records import HIT, BudgetState, ExportRow, GroupBy, Totals, UsageGroup, WindowUsage
-from mtllm.ledger.transaction import HOUR, MICROSECONDS, MINUTE, NO_COUNTS, Counts, day_of, micros
+from mtllm.ledger.transaction import HOUR, MICROSECONDS, MINUTE, NO_COUNTS, SUM_BUDGET_DAYS, Counts, micros
 
 _SUMS = ", ".join(f"CAST(COALESCE(SUM({name}), 0) AS BIGINT)" for name in Counts._fields)
 _NAMES = ", ".join(Counts._fields)
@@ -96,12 +96,10 @@ def usage(
     return sorted(groups, key=lambda group: group.key)  # not by the database, whose order of letters is its own
 
 
-def budget_state(connection: Connection, scope: str, at: float) -> BudgetState:
-    """Return what is spent and reserved in `scope` on the UTC day of `at`."""
-    rows = connection.execute(
-        "SELECT spent, reserved FROM budget_days WHERE day = ? AND scope = ?", (day_of(micros(at)), scope)
-    )
-    return BudgetState(*rows[0]) if rows else BudgetState(0, 0)
+def budget_state(connection: Connection, scope: str, days: tuple[int, int]) -> BudgetState:
+    """Return what is spent and reserved in `scope` from the first of two days until before the second."""
+    [row] = connection.execute(SUM_BUDGET_DAYS, (*days, scope))
+    return BudgetState(*row)
 
 
 def attempts_of(connection: Connection, request_id: str) -> list[ExportRow]:

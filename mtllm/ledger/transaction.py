@@ -5,7 +5,7 @@ Rows, roll-ups and budget days change together or not at all:
     entries       one row per attempt and per hit; `bound` is the reservation made, `reserved` what of it still counts
     rollups       sums by (span, start): all time (0, 0), minutes (60, t), hours (3600, t)
     usage_hours   sums by hour, task, client, model, requested model, API key and tag
-    budget_days   spent and reserved by UTC day and scope
+    budget_days   spent and reserved by day (of the calendar's zone) and scope
 
 Everything is filed under the row's own timestamp, never under the time of settling, so windows, usage and export agree.
 """
@@ -18,8 +18,9 @@ from operator import add
 from typing import NamedTuple
 
 from mtllm.domain.caller import KEY_SCOPE_PREFIX, SERVICE_SCOPE, Budget
-from mtllm.domain.errors import BudgetExceeded, FieldError, LedgerUnavailable
-from mtllm.domain.money import exact_usd
+from mtllm.domain.errors import LedgerUnavailable
+from mtllm.domain.periods import UTC_CALENDAR, Calendar
+from mtllm.ledger.budgets import refuse_call
 from mtllm.ledger.engine import Connection, Engine, Row, Value
 from mtllm.ledger.records import OK, OPEN, Attempt, BudgetState, Hit, Settlement, scopes_of
 
@@ -168,11 +169,6 @@ def micros(timestamp: float) -> int:
     return round(timestamp * MICROSECONDS)
 
 
-def day_of(at: int) -> int:
-    """Return the UTC day, counted from the epoch, of `at` in microseconds."""
-    return at // (DAY * MICROSECONDS)
-
-
 def _upsert(table: str, keys: Sequence[str], sums: Sequence[str]) -> str:
     columns = ", ".join((*keys, *sums))
     places = ", ".join("?" * (len(keys) + len(sums)))
@@ -223,7 +219,9 @@ _PRUNE_MINUTES = f"DELETE FROM rollups WHERE span = {MINUTE} AND start < ?"  # n
 _ADD_ROLLUP = _upsert("rollups", ("span", "start"), Counts._fields)
 _ADD_USAGE_HOUR = _upsert("usage_hours", Bucket._fields, Counts._fields)
 _ADD_BUDGET_DAY = _upsert("budget_days", ("day", "scope"), ("spent", "reserved"))
-_LOCK_BUDGET_DAY = f"{_ADD_BUDGET_DAY} RETURNING spent, reserved"
+SUM_BUDGET_DAYS = """
+    SELECT CAST(COALESCE(SUM(spent), 0) AS BIGINT), CAST(COALESCE(SUM(reserved), 0) AS BIGINT)
+    FROM budget_days WHERE day >= ? AND day < ? AND scope = ?"""
 
 
 _UNCHANGED = BudgetState(0, 0)
@@ -247,10 +245,11 @@ class LedgerTransaction:
     A write that raises one of our own errors (BudgetExceeded) has written nothing; the others may go on.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, calendar: Calendar = UTC_CALENDAR) -> None:
         self._connection = connection
+        self._calendar = calendar
         self._counts: dict[Bucket, Counts] = {}
-        self._budgets: dict[tuple[int, str], BudgetState] = {}
+        self._budgets: dict[tuple[int, int, str], BudgetState] = {}
         self._budget_changes: dict[tuple[int, str], BudgetState] = {}
         self._settled: list[tuple[Settlement, Sequence[Row]]] = []
 
@@ -378,19 +377,24 @@ class LedgerTransaction:
             write(_ADD_ROLLUP, sorted((*key, *counts) for key, counts in rollups.items()))
 
     def _check(self, budget: Budget, at: int, amount: int) -> None:
-        """Raises BudgetExceeded if `amount` does not fit; the day's row stays locked until the commit."""
+        """Raises BudgetExceeded if `amount` does not fit. Nobody else writes until the commit: what is read holds."""
         self._count_settled()
-        key = (day_of(at), budget.scope)
-        if key not in self._budgets:
-            [row] = self._connection.execute(_LOCK_BUDGET_DAY, (*key, 0, 0))
-            self._budgets[key] = BudgetState(*row)
-        state = self._budgets[key].plus(self._budget_changes.get(key, _UNCHANGED))
+        first, following = self._calendar.days(budget.period, at / MICROSECONDS)
+        days = (first, following, budget.scope)
+        if days not in self._budgets:
+            [row] = self._connection.execute(SUM_BUDGET_DAYS, days)
+            self._budgets[days] = BudgetState(*row)
+        state = self._budgets[days]
+        for (day, scope), change in self._budget_changes.items():
+            if scope == budget.scope and first <= day < following:
+                state = state.plus(change)
         if state.spent + state.reserved + amount > budget.limit:
-            raise _refusal(budget, state, amount, self._reserved_by_open(budget, at), at)
+            reserved = self._reserved_by_open(budget, at)
+            raise refuse_call(budget, state, amount, reserved, at / MICROSECONDS, self._calendar)
 
     def _reserved_by_open(self, budget: Budget, at: int) -> int:
         """Return the part of a budget's reservations that goes back when the calls under way have ended."""
-        begin = day_of(at) * DAY * MICROSECONDS
+        begin = micros(self._calendar.start(budget.period, at / MICROSECONDS))
         key = budget.scope.removeprefix(KEY_SCOPE_PREFIX)
         wanted, values = ("", (begin,)) if budget.scope == SERVICE_SCOPE else (" AND key_name = ?", (begin, key))
         [row] = self._connection.execute(_RESERVED_BY_OPEN + wanted, values)
@@ -414,9 +418,12 @@ class LedgerTransaction:
 
     def _spend(self, at: int, key: str | None, spent: int, reserved: int) -> None:
         for scope in scopes_of(key):
-            day = (day_of(at), scope)
+            day = (self._day(at), scope)
             change = self._budget_changes.get(day, _UNCHANGED)
             self._budget_changes[day] = change.plus(BudgetState(spent, reserved))
+
+    def _day(self, at: int) -> int:
+        return self._calendar.day(at / MICROSECONDS)
 
     def _count(self, bucket: Bucket, counts: Counts) -> None:
         if any(counts):
@@ -426,28 +433,3 @@ class LedgerTransaction:
 
 def _minute_of(at: int) -> int:
     return at // (MINUTE * MICROSECONDS) * MINUTE
-
-
-RESERVED_SECONDS = 35.0
-"""How long to wait for others' reservations: a call and its settlement take no longer by default."""
-
-
-def _refusal(budget: Budget, state: BudgetState, needed: int, reserved_by_open: int, at: int) -> BudgetExceeded:
-    """Return the refusal of a call, with what would help: another request, a moment, or the next day."""
-    until_midnight = DAY - at % (DAY * MICROSECONDS) / MICROSECONDS
-    wait: float | None = until_midnight
-    why, helps = "The daily budget cannot cover this request", "it resets at 00:00 UTC, or lower max_output_tokens"
-    if needed > budget.limit:
-        wait = None
-        why, helps = "This request may cost more than the whole daily budget", "lower max_output_tokens"
-    elif state.spent + state.reserved - reserved_by_open + needed <= budget.limit:
-        wait = min(RESERVED_SECONDS, until_midnight)
-        why = "Requests under way have reserved what is left of the daily budget"
-        helps = "try again when they have ended, or lower max_output_tokens"
-    amounts = {"limit": budget.limit, "spent": state.spent, "reserved": state.reserved, "needed": needed}
-    details = (
-        FieldError("scope", "service" if budget.scope == SERVICE_SCOPE else "key"),
-        *(FieldError(name, exact_usd(amount)) for name, amount in amounts.items()),
-        FieldError("helps", helps),
-    )
-    return BudgetExceeded(f"{why}: {helps}.", retry_after=wait, details=details)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtllm.domain.errors import ApiError
+from mtllm.domain.periods import Calendar
 from mtllm.ledger.engine import Connection, Engine
 from mtllm.ledger.records import Hit
 from mtllm.ledger.transaction import LedgerTransaction, migrate
@@ -43,8 +44,9 @@ class PendingWrite:
 class WritingConnection:
     """The one connection of a process that writes. It connects, and makes or migrates the tables, when it must."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, calendar: Calendar) -> None:
         self._engine = engine
+        self._calendar = calendar
         self._connection: Connection | None = None
 
     def commit(self, writes: Sequence[PendingWrite], hits: Sequence[Hit]) -> list[object]:
@@ -55,7 +57,7 @@ class WritingConnection:
         connection = self._connect()
         try:
             connection.begin()
-            transaction = LedgerTransaction(connection)
+            transaction = LedgerTransaction(connection, self._calendar)
             outcomes = [write.run_in(transaction) for write in writes]
             transaction.add_hits(hits)
             transaction.finish()

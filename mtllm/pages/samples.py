@@ -78,6 +78,7 @@ STATISTICS = schemas.Statistics(
     ),
     token_estimate=schemas.EstimateFigures(samples=2, input_ratio=0.92, output_ratio=1.04, dropped=0),
     budget=schemas.BudgetFigures(limit=5.0, spent=0.0000168, reserved=0.0),
+    monthly_budget=None,
     models=[
         schemas.ModelFigures(
             model="gemini-2.5-flash-lite",

@@ -151,13 +151,17 @@ class ServiceCollector(Collector):
         yield tokens
 
     def _budget(self) -> Iterator[Metric]:
-        limit = self._sources.daily_budget
-        if limit is None:
-            return
-        state = self._sources.ledger.budget_state(SERVICE_SCOPE, self._sources.clock())
-        yield _gauge("budget_limit_usd", "Most that all requests of a UTC day may cost", limit)
-        yield _gauge("budget_spent_usd", "Dollars paid today (UTC)", dollars(state.spent))
-        yield _gauge("budget_reserved_usd", "Dollars reserved today for calls not settled", dollars(state.reserved))
+        now, ledger = self._sources.clock(), self._sources.ledger
+        if (limit := self._sources.daily_budget) is not None:
+            day = ledger.budget_state(SERVICE_SCOPE, now)
+            yield _gauge("budget_limit_usd", "Most that all requests of a day may cost", limit)
+            yield _gauge("budget_spent_usd", "Dollars paid today", dollars(day.spent))
+            yield _gauge("budget_reserved_usd", "Dollars reserved today for calls not settled", dollars(day.reserved))
+        if (limit := self._sources.monthly_budget) is not None:
+            month = ledger.budget_state(SERVICE_SCOPE, now, "month")
+            yield _gauge("monthly_budget_limit_usd", "Most that all requests of a month may cost", limit)
+            yield _gauge("monthly_budget_spent_usd", "Dollars paid this month", dollars(month.spent))
+            yield _gauge("monthly_budget_reserved_usd", "Dollars reserved this month", dollars(month.reserved))
 
     def _log(self) -> Iterator[Metric]:
         health = self._sources.logger.health()

@@ -279,10 +279,9 @@ class EstimateFigures(DescribedBody):
 
 
 class BudgetFigures(DescribedBody):
-    """The service's budget of this UTC day, in dollars."""
+    """A budget in its present day or month, in dollars."""
 
     limit: float = Field(ge=0)
-    """DAILY_BUDGET_USD."""
     spent: float = Field(ge=0)
     reserved: float = Field(ge=0)
     """Upper bounds of calls that are not settled, or of which Gemini may bill more than is known."""
@@ -402,7 +401,9 @@ class Statistics(DescribedBody):
     latency: LatencyFigures
     token_estimate: EstimateFigures
     budget: BudgetFigures | None
-    """null without DAILY_BUDGET_USD."""
+    """The service's of the day; null without DAILY_BUDGET_USD."""
+    monthly_budget: BudgetFigures | None
+    """The service's of the month; null without MONTHLY_BUDGET_USD."""
     models: list[ModelFigures]
     """The chain, in the order in which its models are asked."""
     fallbacks: list[FallbackFigures]

@@ -52,6 +52,7 @@ class MetricsSources:
     tasks: Sequence[Task]
     daily_budget: float | None
     """Dollars; None without one."""
+    monthly_budget: float | None
     clock: Clock
     observed: Metrics
     spend: SpendMeter

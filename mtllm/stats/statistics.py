@@ -8,6 +8,7 @@ from mtllm.completions.chain import ModelStanding
 from mtllm.domain.completion import Origin
 from mtllm.domain.errors import RateLimited
 from mtllm.domain.money import dollars
+from mtllm.domain.periods import Period
 from mtllm.domain.times import rfc3339
 from mtllm.ledger.ledger import SERVICE_SCOPE, WindowUsage
 from mtllm.logs.writer import redact
@@ -33,7 +34,8 @@ def collect_statistics(sources: StatsSources, caller: ApiKey | None) -> schemas.
         requests_by_task={task.name: _requests(observed, task.path) for task in sources.tasks},
         latency=_latency(sources),
         token_estimate=_estimate(sources),
-        budget=_budget(sources),
+        budget=_budget(sources, "day", sources.settings.daily_budget_usd),
+        monthly_budget=_budget(sources, "month", sources.settings.monthly_budget_usd),
         models=_models(sources),
         fallbacks=[
             schemas.FallbackFigures(requested_model=asked, model=answered, reason=reason, answers=count)
@@ -146,11 +148,10 @@ def _estimate(sources: StatsSources) -> schemas.EstimateFigures:
     )
 
 
-def _budget(sources: StatsSources) -> schemas.BudgetFigures | None:
-    limit = sources.settings.daily_budget_usd
+def _budget(sources: StatsSources, period: Period, limit: float | None) -> schemas.BudgetFigures | None:
     if limit is None:
         return None
-    state = sources.ledger.budget_state(SERVICE_SCOPE, sources.clock())
+    state = sources.ledger.budget_state(SERVICE_SCOPE, sources.clock(), period)
     return schemas.BudgetFigures(limit=limit, spent=dollars(state.spent), reserved=dollars(state.reserved))
 
 
