@@ -26,6 +26,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from mtllm.domain.errors import Forbidden, Unauthorized
 from mtllm.domain.limits import Limit, parse_limits
 from mtllm.domain.money import NANO
+from mtllm.domain.times import parse_time
 
 ADMIN_NAME: Final = "admin"
 LOOK_EVERY_SECONDS: Final = 1.0
@@ -39,14 +40,18 @@ _INDEX_BYTES: Final = 8
 class ApiKey:
     """The owner of a secret, and what is allowed to it.
 
-    `rate_limits`: None means the service's own, an empty tuple means none. `daily_budget`: nano-dollars a UTC day, None
-    means no budget of its own.
+    `rate_limits`: None means the service's own, an empty tuple means none. `daily_budget`, `monthly_budget`:
+    nano-dollars a day and a month (BUDGET_TIMEZONE), None means no budget of its own. `models`: the only ones that the
+    key may use; None means those of the service. `expires`: epoch seconds from which it is no key any more.
     """
 
     name: str
     rate_limits: tuple[Limit, ...] | None = None
     daily_budget: int | None = None
     admin: bool = False
+    monthly_budget: int | None = None
+    models: tuple[str, ...] | None = None
+    expires: float | None = None
 
 
 Keys = Mapping[bytes, ApiKey]
@@ -71,6 +76,7 @@ class KeyRing:
         keys_file: Path | None = None,
         admin_key: str | None = None,
         *,
+        clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         on_problem: Callable[[str], None],
     ) -> None:
@@ -81,6 +87,7 @@ class KeyRing:
         self._admin = {_digest(admin_key): ApiKey(ADMIN_NAME, admin=True)} if admin_key else {}
         self._index = _index_by_prefix({**self._named, **self._admin})
         self._file = keys_file
+        self._clock = clock
         self._monotonic = monotonic
         self._on_problem = on_problem
         self._rereading = threading.Lock()
@@ -101,7 +108,10 @@ class KeyRing:
             return None
         digest = _digest(secret)
         found = self._index.get(digest[:_INDEX_BYTES])
-        return found[1] if found and hmac.compare_digest(found[0], digest) else None
+        if found is None or not hmac.compare_digest(found[0], digest):
+            return None
+        key = found[1]
+        return None if key.expires is not None and self._clock() >= key.expires else key
 
     def _reread_if_due(self) -> None:
         if self._file is None or self._monotonic() < self._next_look:
@@ -154,6 +164,14 @@ def _limits(text: object) -> tuple[Limit, ...]:
     return parse_limits(text)
 
 
+def _moment(value: object) -> float:
+    """Return the epoch seconds of a TOML date or time, or of text; a date ends with its first moment (UTC)."""
+    try:
+        return parse_time(str(value).replace(" ", "T"))
+    except ValueError:
+        raise ValueError("write a day or a time, for example 2027-01-31 or 2027-01-31T12:00:00Z") from None
+
+
 class KeyTable(BaseModel):
     """One `[[key]]` table. Unknown fields are refused: a misspelt limit would be no limit."""
 
@@ -163,11 +181,24 @@ class KeyTable(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-fA-F]{64}$")
     rate_limits: Annotated[tuple[Limit, ...] | None, BeforeValidator(_limits)] = None
     daily_budget_usd: Decimal | None = Field(None, ge=0, le=10**9, allow_inf_nan=False)
+    monthly_budget_usd: Decimal | None = Field(None, ge=0, le=10**9, allow_inf_nan=False)
+    models: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,100}$")], ...] | None = Field(None, min_length=1)
+    expires: Annotated[float | None, BeforeValidator(_moment)] = None
 
     def api_key(self) -> ApiKey:
         """Return the key that the table describes."""
-        budget = None if self.daily_budget_usd is None else int(self.daily_budget_usd * NANO)
-        return ApiKey(self.name, self.rate_limits, budget)
+        return ApiKey(
+            self.name,
+            self.rate_limits,
+            _nano(self.daily_budget_usd),
+            monthly_budget=_nano(self.monthly_budget_usd),
+            models=self.models,
+            expires=self.expires,
+        )
+
+
+def _nano(usd: Decimal | None) -> int | None:
+    return None if usd is None else int(usd * NANO)
 
 
 class KeysDocument(BaseModel):
@@ -181,8 +212,8 @@ class KeysDocument(BaseModel):
 def parse_keys_file(content: bytes, taken: Iterable[str] = ()) -> dict[bytes, ApiKey]:
     """Return the keys of an API_KEYS_FILE by the digest of their secret. Raises BrokenKeysFile.
 
-    The file has TOML `[[key]]` tables with `name`, `sha256` (hex, of the secret) and, if wanted, `rate_limits` and
-    `daily_budget_usd`. Names are distinct, also from those `taken`.
+    The file has TOML `[[key]]` tables with `name`, `sha256` (hex, of the secret) and, if wanted, `rate_limits`,
+    `daily_budget_usd`, `monthly_budget_usd`, `models` and `expires`. Names are distinct, also from those `taken`.
     """
     try:
         entries = KeysDocument.model_validate(tomllib.loads(content.decode(), parse_float=Decimal)).key
