@@ -60,6 +60,9 @@ ROW = ExportRow(
     cached_input_price=10_000_000,
     output_price=400_000_000,
     key=None,
+    requested_model="gemini-2.5-flash-lite",
+    fallback="",
+    tag="",
 )
 
 

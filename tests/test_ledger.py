@@ -6,7 +6,10 @@ import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -17,6 +20,7 @@ from mtllm.ledger.engine import Engine
 from mtllm.ledger.ledger import (
     Budget,
     BudgetState,
+    GroupBy,
     Ledger,
     LedgerTooNew,
     Settlement,
@@ -143,6 +147,9 @@ class TestAttempts:
             "cached_input_price": 8,
             "output_price": 9,
             "key": "team",
+            "requested_model": "model-a",
+            "fallback": "",
+            "tag": "",
         }
         assert ledger.totals() == Totals(1, 0, 10, 5, 300, 0, 0)
         assert ledger.budget_state("service", NOON) == BudgetState(300, 0)
@@ -618,6 +625,47 @@ class TestBadDays:
         assert path.read_bytes() == b"not a database" * 1_000
 
 
+class TestGroups:
+    """Sums by whom, what for, and when."""
+
+    def test_are_made_by_key_tag_and_model_asked_for(self, ledger: Ledger) -> None:
+        """Paid calls and hits alike; the rows at the ends of the range and the sums between agree."""
+        asked = replace(ATTEMPT, key="alice", tag="news", requested_model="asked", fallback="unavailable")
+        for one in (asked, replace(asked, tag=""), ATTEMPT):
+            ledger.settle(ledger.open(one), SETTLEMENT)
+        ledger.record_hit(HIT._replace(key="alice", tag="news", requested_model="asked"))
+        ledger.flush()
+        day = (ATTEMPT.timestamp - 86_400, ATTEMPT.timestamp + 86_400)
+        count = {by: {group.key: group.requests for group in ledger.usage(*day, by)} for by in ("tag", "key")}
+        assert count == {"tag": {"": 2, "news": 2}, "key": {"": 1, "alice": 3}}
+        assert {group.key for group in ledger.usage(*day, "requested_model")} == {"asked", ATTEMPT.model}
+
+    def test_of_one_key_hold_what_it_used(self, ledger: Ledger) -> None:
+        """By whatever group, minutes too."""
+        for key in ("alice", "bob", None):
+            ledger.settle(ledger.open(replace(ATTEMPT, key=key)), SETTLEMENT)
+        day = (ATTEMPT.timestamp - 86_400, ATTEMPT.timestamp + 86_400)
+        for by in get_args(GroupBy):
+            assert sum(group.requests for group in ledger.usage(*day, by, key="alice")) == 1, by
+            assert sum(group.requests for group in ledger.usage(*day, by)) == 3, by
+
+    def test_of_days_and_months_begin_where_the_zone_says(self, ledger: Ledger) -> None:
+        """Half past eleven in the evening of 30 November (UTC) is 1 December in Berlin."""
+        late = datetime(2026, 11, 30, 23, 30, tzinfo=UTC).timestamp()
+        ledger.settle(ledger.open(replace(ATTEMPT, timestamp=late, deadline=late + 1)), SETTLEMENT)
+        berlin = ZoneInfo("Europe/Berlin")
+        for by, here, there in (("day", "2026-11-30", "2026-12-01"), ("month", "2026-11", "2026-12")):
+            assert [group.key for group in ledger.usage(0, late + 86_400, by)] == [here]  # type: ignore[arg-type]
+            assert [group.key for group in ledger.usage(0, late + 86_400, by, zone=berlin)] == [there]  # type: ignore[arg-type]
+
+    def test_of_one_request_are_its_attempts(self, ledger: Ledger) -> None:
+        """In order, found by its id."""
+        for number in (1, 2):
+            ledger.settle(ledger.open(replace(ATTEMPT, number=number)), SETTLEMENT)
+        ledger.settle(ledger.open(replace(ATTEMPT, request_id="another")), SETTLEMENT)
+        assert [row.attempt for row in ledger.attempts_of(ATTEMPT.request_id)] == [1, 2]
+
+
 class TestSchema:
     NEXT = (*MIGRATIONS, ("ALTER TABLE entries ADD COLUMN colour TEXT", "UPDATE entries SET colour = 'red'"))
 
@@ -626,7 +674,7 @@ class TestSchema:
         self.migrate_to(engine, self.NEXT)
         ledger = Ledger(engine)
         for use in (ledger.prepare, lambda: ledger.open(ATTEMPT), ledger.totals):
-            with pytest.raises(LedgerTooNew, match="schema version 2, this program knows 1"):
+            with pytest.raises(LedgerTooNew, match="schema version 3, this program knows 2"):
                 use()
         assert ledger.health().error == "LedgerTooNew"
         ledger.close()
@@ -639,16 +687,46 @@ class TestSchema:
         self.migrate_to(engine, self.NEXT)
         self.migrate_to(engine, self.NEXT)
         assert database.rows("SELECT colour, total_cost FROM entries") == [("red", 300)]
-        assert database.rows("SELECT version FROM schema_version") == [(2,)]
+        assert database.rows("SELECT version FROM schema_version") == [(3,)]
 
     def test_a_migration_that_fails_changes_nothing(self, engine: FaultyEngine, database: Database) -> None:
         """All statements of a migration happen, or none."""
         self.migrate_to(engine, MIGRATIONS)
         with pytest.raises(type(database.mistake), match="syntax"):
             self.migrate_to(engine, (*self.NEXT[:-1], (*self.NEXT[-1], "NONSENSE")))
-        assert database.rows("SELECT version FROM schema_version") == [(1,)]
+        assert database.rows("SELECT version FROM schema_version") == [(2,)]
         with pytest.raises(Exception, match="colour"):
             database.rows("SELECT colour FROM entries")
+
+    def test_a_ledger_of_the_first_version_keeps_its_sums(self, engine: FaultyEngine, database: Database) -> None:
+        """Of what was asked for only the answer's model is known; of the keys, what the rows tell of each client."""
+        self.migrate_to(engine, MIGRATIONS[:1])
+        counts = "requests, cached_requests, input_tokens, output_tokens, cost, saved, unpriced_requests"
+        connection = engine.connect()
+        connection.begin()
+        for client, key in (("alice", "alice"), ("10.0.0.1", None)):
+            connection.execute(
+                "INSERT INTO entries (at, deadline, request_id, attempt, task, client, key_name, model, status,"
+                " total_cost) VALUES (?, 0, 'r', 1, 'text', ?, ?, 'm', 'ok', 100)",
+                (int(NOON) * 1_000_000, client, key),
+            )
+            connection.execute(
+                f"INSERT INTO usage_hours (start, task, client, model, {counts}) VALUES (?, 'text', ?, 'm', 1, 0, 1, 1,"
+                " 100, 0, 0)",
+                (int(NOON) // 3600 * 3600, client),
+            )
+        connection.commit()
+        connection.close()
+        ledger = Ledger(engine)
+        for group_by, expected in (
+            ("requested_model", {"m": 200}),
+            ("tag", {"": 200}),
+            ("key", {"": 100, "alice": 100}),
+            ("client", {"10.0.0.1": 100, "alice": 100}),
+        ):
+            assert cost(ledger.usage(0, NOON + 86_400, group_by)) == expected, group_by  # type: ignore[arg-type]
+        assert {row.requested_model for row in ledger.export(0, NOON + 86_400)} == {"m"}
+        ledger.close()
 
     @staticmethod
     def migrate_to(engine: Engine, migrations: tuple[tuple[str, ...], ...]) -> None:

@@ -126,6 +126,7 @@ class Reconciliation(RuleBasedStateMachine):
             "GOOGLE_API_KEY": "AIza-test-key",
             "GEMINI_API_ENDPOINT": self.gemini.url,
             "GEMINI_MAX_ATTEMPTS": "3",
+            "GEMINI_FALLBACK_MODELS": "",
             "GEMINI_TIMEOUT_SECONDS": "3600",  # the clock stands still while real time passes
             "RATE_LIMITS": "",
             "ADMIN_API_KEY": "admin-secret",

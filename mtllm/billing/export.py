@@ -97,6 +97,9 @@ COLUMNS = (
     Column("cached_input_price", _RATE, "The same for cached input."),
     Column("output_price", _RATE, "The same for output."),
     Column("key", _TEXT, "Name of the API key; empty without one."),
+    Column("requested_model", _TEXT, "The model that was asked for."),
+    Column("fallback", _TEXT, "Why model is another: unavailable, overloaded, quota, timeout or swapped; or empty."),
+    Column("tag", _TEXT, "The caller's X-Tag; empty without one."),
 )
 
 _TO_CSV = tuple(column.kind.csv for column in COLUMNS)

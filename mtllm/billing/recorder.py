@@ -51,12 +51,20 @@ class OpenAttempt:
     """What the attempt has cost, once it has ended."""
 
     def __init__(
-        self, recorder: CostRecorder, row: int, attempt: Attempt, instruction: Instruction, *, budgeted: bool
+        self,
+        recorder: CostRecorder,
+        row: int,
+        attempt: Attempt,
+        instruction: Instruction,
+        route: Route,
+        *,
+        budgeted: bool,
     ) -> None:
         self._recorder = recorder
         self._row = row
         self._attempt = attempt
         self._instruction = instruction
+        self._route = route
         self._budgeted = budgeted
         self._ended = False
         self._started = recorder.monotonic()
@@ -87,7 +95,8 @@ class OpenAttempt:
                 f"Gemini billed {cost} nano-dollars for a call that could cost {self._attempt.reserved} at most."
             )
         keep = maybe_more or (charge.unpriced and self._budgeted)
-        self._end(Settlement(status, answer.model, charge, keep_reservation=keep))
+        fallback = self._route.fallback_of(answer.model) or ""
+        self._end(Settlement(status, answer.model, charge, keep_reservation=keep, fallback=fallback))
         return charge
 
     def _fail(self, failure: BaseException) -> None:
@@ -155,9 +164,12 @@ class CostRecorder:
             reserved=price.bound(job.input_bound, instruction.max_output_tokens) if price else 0,
             key=caller.key,
             number=number,
+            requested_model=route.asked,
+            fallback=route.reason or "",
+            tag=caller.tag,
         )
         row = self._ledger.open(attempt, caller.budgets)
-        return OpenAttempt(self, row, attempt, instruction, budgeted=bool(caller.budgets))
+        return OpenAttempt(self, row, attempt, instruction, route, budgeted=bool(caller.budgets))
 
     def settle(self, row: int, settlement: Settlement) -> None:
         """Put the end of an attempt on disk. Raises LedgerUnavailable when it cannot be; `settle_late` tries again."""
@@ -190,7 +202,7 @@ class CostRecorder:
         cost = price.cost(usage.input, usage.output, usage.cached_input) if price else NO_COST
         return Charge(Amount(usage, cost), price, estimated=answer.usage is None)
 
-    def book_hit(self, job: Job, caller: Caller, answer: StoredAnswer, *, shared: bool) -> None:
+    def book_hit(self, job: Job, caller: Caller, answer: StoredAnswer, route: Route, *, shared: bool) -> None:
         """Book an answer that cost nothing (`shared`: with a request in flight); written within a second."""
         self._ledger.record_hit(
             Hit(
@@ -204,5 +216,8 @@ class CostRecorder:
                 saved=answer.cost,
                 shared=shared,
                 key=caller.key,
+                requested_model=route.asked,
+                fallback=route.fallback_of(answer.model) or "",
+                tag=caller.tag,
             )
         )

@@ -69,6 +69,6 @@ class CachePolicy:
     ) -> Completion:
         route = route or request.route
         answer = found.answer
-        self._recorder.book_hit(request.job, request.caller, answer, shared=origin is Origin.SHARED)
+        self._recorder.book_hit(request.job, request.caller, answer, route, shared=origin is Origin.SHARED)
         receipt = Receipt(Amount(answer.usage))
         return Completion(origin, receipt, answer, saved=answer.cost, age=found.age, ttl=found.ttl, route=route)

@@ -33,3 +33,5 @@ class Caller:
     budgets: tuple[Budget, ...] = ()
     models: tuple[str, ...] | None = None
     """The only models that the API key may use; None: those of the service."""
+    tag: str = ""
+    """The caller's own word for what the request belongs to (X-Tag)."""

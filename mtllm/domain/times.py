@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 EARLIEST, LATEST = -62_135_596_800.0, 253_402_300_799.0
 """The first second of the year 1 and the last of 9999 in epoch seconds; LATEST ends a range that has no end."""
@@ -37,6 +38,14 @@ def _seconds(text: str) -> float | None:
     except ValueError:
         return None  # the shape of a time, but no such day or hour
     return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH).total_seconds()
+
+
+def find_zone(name: str) -> tzinfo | None:
+    """Return the time zone of an IANA name (`Europe/Berlin`), None where there is none of that name."""
+    try:
+        return UTC if name == "UTC" else ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: a name that no file can have
+        return None
 
 
 def rfc3339(timestamp: float) -> str:

@@ -7,9 +7,11 @@ import re
 from random import Random
 
 from mtllm.domain.completion import NO_CACHE_CONTROL, CacheControl
+from mtllm.domain.errors import FieldError, InvalidRequest
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_TAG = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DELTA_SECONDS = re.compile(r"[0-9]{1,10}")
 
 
@@ -50,6 +52,14 @@ def read_trace_id(traceparent: str | None) -> str | None:
     if version == "ff" or (version == "00" and more) or set(trace) == {"0"} or set(parent) == {"0"}:
         return None
     return trace
+
+
+def read_tag(text: str) -> str:
+    """Return the caller's X-Tag. Raises InvalidRequest for one that could not be a column of a bill."""
+    tag = text.strip()
+    if not _TAG.fullmatch(tag):
+        raise InvalidRequest(details=(FieldError("X-Tag", "must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'"),))
+    return tag
 
 
 def read_cache_control(text: str | None) -> CacheControl:

@@ -20,7 +20,7 @@ from mtllm.http.error_body import error_body
 from mtllm.http.exchange import Exchange
 from mtllm.http.guard import Guard
 from mtllm.http.lifecycle import Lifecycle
-from mtllm.http.request import read_cache_control
+from mtllm.http.request import read_cache_control, read_tag
 from mtllm.security.access import Access, challenge
 from mtllm.settings import Settings
 from mtllm.tasks import Job, Task, parse
@@ -79,7 +79,15 @@ class TaskEndpoint:
         exchange.job = job = parse(task, body, max_chars=self._settings.max_prompt_chars)
         cache_control = read_cache_control(exchange.environ.get("HTTP_CACHE_CONTROL"))
         key = exchange.key
-        caller = Caller(exchange.request_id, exchange.account, key.name if key else None, self._budgets.of(key))
+        tag = exchange.environ.get("HTTP_X_TAG")
+        caller = Caller(
+            exchange.request_id,
+            exchange.account,
+            key.name if key else None,
+            self._budgets.of(key),
+            key.models if key else None,
+            read_tag(tag) if tag else "",
+        )
         if job.stream:
             return self._stream(exchange, job, caller, cache_control)
         deadline = exchange.started + self._settings.gemini_timeout_seconds

@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import TypeVar
 
@@ -169,14 +170,22 @@ class Ledger:
         with self._reading() as connection:
             return queries.window(connection, hours, now)
 
-    def usage(self, from_: float, to: float, group_by: GroupBy) -> list[UsageGroup]:
+    def usage(
+        self, from_: float, to: float, group_by: GroupBy, *, key: str | None = None, zone: tzinfo = UTC
+    ) -> list[UsageGroup]:
         """Return the sums of `from_` <= timestamp < `to` by group, in order of their keys, without groups of zeros.
 
         Where rows are pruned already, the part of an hour (of a minute, when grouped by minute) that lies at either
-        end is missing; single minutes are kept for 31 days.
+        end is missing; single minutes are kept for 31 days. `key`: only what the API key of this name used. `zone`:
+        where days and months begin.
         """
         with self._reading() as connection:
-            return queries.usage(connection, from_, to, group_by)
+            return queries.usage(connection, from_, to, group_by, key=key, zone=zone)
+
+    def attempts_of(self, request_id: str) -> list[ExportRow]:
+        """Return every attempt (and hit) of the requests with this id, in order, a few hundred at most."""
+        with self._reading() as connection:
+            return queries.attempts_of(connection, request_id)
 
     def budget_state(self, scope: str, at: float) -> BudgetState:
         """Return what is spent and reserved in `scope` on the UTC day of `at`."""

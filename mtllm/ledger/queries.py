@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 
 from mtllm.ledger.engine import Connection, Row
 from mtllm.ledger.records import HIT, BudgetState, ExportRow, GroupBy, Totals, UsageGroup, WindowUsage
-from mtllm.ledger.transaction import DAY, HOUR, MICROSECONDS, MINUTE, Counts, day_of, micros
+from mtllm.ledger.transaction import HOUR, MICROSECONDS, MINUTE, NO_COUNTS, Counts, day_of, micros
 
 _SUMS = ", ".join(f"CAST(COALESCE(SUM({name}), 0) AS BIGINT)" for name in Counts._fields)
 _NAMES = ", ".join(Counts._fields)
@@ -29,7 +29,10 @@ _ROW_COUNTS = """
     total_cost AS cost, saved AS saved, unpriced AS unpriced_requests"""
 _ROWS = "FROM entries WHERE at >= ? AND at < ? AND status NOT IN ('open', 'unsettled')"
 
-_SPANS = {"day": DAY, "hour": HOUR, "minute": MINUTE}
+_SPANS = {"month": HOUR, "day": HOUR, "hour": HOUR, "minute": MINUTE}
+"""What is summed for each period. Days and months are put together from hours, since zones and years decide."""
+_COLUMNS = {"key": "key_name"}
+"""The columns of groups that are named otherwise."""
 
 _COLUMN_OF = {"timestamp": "at", "cached": f"status = '{HIT}'", "key": "key_name"}
 _EXPORT_COLUMNS = ", ".join(_COLUMN_OF.get(name, name) for name in ExportRow._fields)
@@ -54,22 +57,42 @@ def window(connection: Connection, hours: int, now: float) -> WindowUsage:
     return WindowUsage(**Counts(*row)._asdict(), hours=hours)
 
 
-def usage(connection: Connection, from_: float, to: float, group_by: GroupBy) -> list[UsageGroup]:
-    """Return sums by group: whole hours (or minutes) from roll-ups, the ends of the range from the rows."""
+def usage(
+    connection: Connection,
+    from_: float,
+    to: float,
+    group_by: GroupBy,
+    *,
+    key: str | None = None,
+    zone: tzinfo = UTC,
+) -> list[UsageGroup]:
+    """Return sums by group: whole hours (or minutes) from roll-ups, the ends of the range from the rows.
+
+    `key`: only what the API key of this name used. `zone`: where days and months begin. An hour in which a day ends
+    (zones that differ by half an hour) counts to the day in which it begins.
+    """
     start, end = micros(from_), micros(to)
     unit = (MINUTE if group_by == "minute" else HOUR) * MICROSECONDS
     first, last = -(-start // unit) * unit, end // unit * unit
     if first > last:  # nothing whole in between
         first = last = end
-    rows, summed = _sources(group_by)
+    if key is not None and group_by == "minute":
+        first = last = end  # single minutes are summed for all keys together only
+    rows, summed = _sources(group_by, key)
     statement = f"""
         SELECT label, {_SUMS} FROM ({rows} UNION ALL {rows} UNION ALL {summed}) AS parts
         GROUP BY label HAVING {" + ".join(f"SUM({name})" for name in Counts._fields)} > 0"""  # noqa: S608
-    parameters = (start, first, last, end, first // MICROSECONDS, last // MICROSECONDS)
-    groups = [
-        UsageGroup(**Counts(*counts)._asdict(), key=_label(group_by, key))
-        for key, *counts in connection.execute(statement, parameters)
-    ]
+    mine = () if key is None else (key,)
+    parameters: tuple[str | int, ...] = (
+        *(start, first, *mine),
+        *(last, end, *mine),
+        *(first // MICROSECONDS, last // MICROSECONDS, *mine),
+    )
+    sums: dict[str, Counts] = {}
+    for found, *counts in connection.execute(statement, parameters):
+        label = found if isinstance(found, str) else label_time(group_by, found, zone)
+        sums[label] = sums.get(label, NO_COUNTS).plus(Counts(*counts))
+    groups = [UsageGroup(**counts._asdict(), key=label) for label, counts in sums.items()]
     return sorted(groups, key=lambda group: group.key)  # not by the database, whose order of letters is its own
 
 
@@ -79,6 +102,13 @@ def budget_state(connection: Connection, scope: str, at: float) -> BudgetState:
         "SELECT spent, reserved FROM budget_days WHERE day = ? AND scope = ?", (day_of(micros(at)), scope)
     )
     return BudgetState(*rows[0]) if rows else BudgetState(0, 0)
+
+
+def attempts_of(connection: Connection, request_id: str) -> list[ExportRow]:
+    """Return the rows of one request, the first one first; several requests may share an id that callers chose."""
+    columns = f"SELECT at, id, {_EXPORT_COLUMNS} FROM entries"  # noqa: S608 - names of ours
+    rows = connection.execute(f"{columns} WHERE request_id = ? ORDER BY at, id LIMIT {EXPORT_CHUNK}", (request_id,))
+    return list(map(_export_row, rows))
 
 
 def count_before(connection: Connection, before: float) -> int:
@@ -95,26 +125,35 @@ def export(connection: Connection, from_: float, to: float) -> Iterator[ExportRo
         at, row_id = chunk[-1][:2]
 
 
-def _sources(group_by: GroupBy) -> tuple[str, str]:
+def _sources(group_by: GroupBy, key: str | None) -> tuple[str, str]:
     """Return the two SELECTs that counts come from, labelled by group: single rows, and sums of hours or minutes."""
     span = _SPANS.get(group_by)
+    mine = "" if key is None else " AND key_name = ?"
     if span is None:
-        label_of_row = label_of_sum = str(group_by)
-        sums = "usage_hours WHERE"
+        label_of_sum = _COLUMNS.get(group_by, str(group_by))
+        label_of_row = f"COALESCE({label_of_sum}, '')"
     else:
         label_of_row = f"at / {span * MICROSECONDS} * {span}"
         label_of_sum = f"start / {span} * {span}"
-        sums = f"rollups WHERE span = {min(span, HOUR)} AND"
+    sums = f"rollups WHERE span = {span} AND" if span is not None and key is None else "usage_hours WHERE"
     return (
-        f"SELECT {label_of_row} AS label, {_ROW_COUNTS} {_ROWS}",
-        f"SELECT {label_of_sum} AS label, {_NAMES} FROM {sums} start >= ? AND start < ?",  # noqa: S608
+        f"SELECT {label_of_row} AS label, {_ROW_COUNTS} {_ROWS}{mine}",
+        f"SELECT {label_of_sum} AS label, {_NAMES} FROM {sums} start >= ? AND start < ?{mine}",  # noqa: S608
     )
 
 
-def _label(group_by: GroupBy, key: str | int) -> str:
-    if isinstance(key, str):
-        return key
-    return datetime.fromtimestamp(key, UTC).strftime("%Y-%m-%d" if group_by == "day" else "%Y-%m-%dT%H:%M:%SZ")
+def label_time(group_by: GroupBy, start: int, zone: tzinfo) -> str:
+    """Return the name of a period that holds `start` (epoch seconds): 2026-11, 2026-11-23 or 2026-11-23T15:00:00Z.
+
+    Months and days are those of `zone`; hours and minutes are UTC.
+    """
+    form = _FORMS.get(group_by)
+    if form is None:
+        return datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(start, zone).strftime(form)
+
+
+_FORMS = {"month": "%Y-%m", "day": "%Y-%m-%d"}
 
 
 def _export_row(row: Row) -> ExportRow:

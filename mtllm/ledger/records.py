@@ -15,7 +15,7 @@ UNSETTLED = "unsettled"
 ABANDONED = "abandoned"
 
 
-GroupBy = Literal["day", "hour", "minute", "task", "client", "model"]
+GroupBy = Literal["day", "hour", "minute", "month", "task", "client", "key", "model", "requested_model", "tag"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class Attempt:
 
     `deadline`: when the call is over for certain; a row still open after it counts as unsettled. `reserved`: an upper
     bound of the cost in nano-dollars. `key`: the name of the API key, None without keys. `number`: 1 for the first
-    attempt of this request.
+    attempt of this request. `requested_model`: the one that was asked for; `fallback` says why `model` is another.
+    `tag`: the caller's X-Tag.
     """
 
     request_id: str
@@ -36,6 +37,9 @@ class Attempt:
     reserved: int
     key: str | None = None
     number: int = 1
+    requested_model: str = ""
+    fallback: str = ""
+    tag: str = ""
 
     @property
     def scopes(self) -> tuple[str, ...]:
@@ -63,7 +67,8 @@ class BudgetState(NamedTuple):
 class Settlement:
     """How a call ended.
 
-    `status`: "ok", an error code, or "abandoned". `model`: the one that answered. `charge`: None where nothing came.
+    `status`: "ok", an error code, or "abandoned". `model`: the one that answered, `fallback` why that is not the one
+    asked for. `charge`: None where nothing came.
     `keep_reservation`: Gemini may have billed more than is known, so the reservation keeps counting against the day's
     budget.
     """
@@ -72,6 +77,7 @@ class Settlement:
     model: str
     charge: Charge | None = None
     keep_reservation: bool = False
+    fallback: str = ""
 
     @property
     def amount(self) -> Amount:
@@ -101,6 +107,9 @@ class Hit(NamedTuple):
     saved: int
     shared: bool = False
     key: str | None = None
+    requested_model: str = ""
+    fallback: str = ""
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +134,7 @@ class WindowUsage(Totals):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageGroup(Totals):
-    """The totals of one task, client, model, UTC day ("2026-11-23"), hour or minute ("2026-11-23T15:04:00Z")."""
+    """The totals of one task, client, model and so on, or of one day, month, hour or minute (see `label_time`)."""
 
     key: str
 
@@ -157,6 +166,10 @@ class ExportRow(NamedTuple):
     cached_input_price: int | None
     output_price: int | None
     key: str | None
+    requested_model: str
+    fallback: str
+    """Why `model` is not the requested one; empty where it is."""
+    tag: str
 
 
 @dataclass(frozen=True, slots=True)

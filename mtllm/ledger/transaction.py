@@ -4,7 +4,7 @@ Rows, roll-ups and budget days change together or not at all:
 
     entries       one row per attempt and per hit; `bound` is the reservation made, `reserved` what of it still counts
     rollups       sums by (span, start): all time (0, 0), minutes (60, t), hours (3600, t)
-    usage_hours   sums by hour, task, client and model
+    usage_hours   sums by hour, task, client, model, requested model, API key and tag
     budget_days   spent and reserved by UTC day and scope
 
 Everything is filed under the row's own timestamp, never under the time of settling, so windows, usage and export agree.
@@ -57,8 +57,12 @@ class Bucket(NamedTuple):
     task: str
     client: str
     model: str
+    requested_model: str
+    key_name: str
+    tag: str
 
 
+_COUNTS = ", ".join(Counts._fields)
 _COUNT_COLUMNS = ", ".join(f"{name} BIGINT NOT NULL" for name in Counts._fields)
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -100,6 +104,25 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE budget_days (
             day BIGINT, scope TEXT, spent BIGINT NOT NULL, reserved BIGINT NOT NULL, PRIMARY KEY (day, scope)
         )""",
+    ),
+    (  # 2: which model was asked for and why another answered, the key and the tag of each sum
+        "ALTER TABLE entries ADD COLUMN requested_model TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE entries ADD COLUMN fallback TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE entries ADD COLUMN tag TEXT NOT NULL DEFAULT ''",
+        "UPDATE entries SET requested_model = model",
+        "ALTER TABLE usage_hours RENAME TO usage_hours_1",
+        f"""CREATE TABLE usage_hours (
+            start BIGINT, task TEXT, client TEXT, model TEXT, requested_model TEXT, key_name TEXT, tag TEXT,
+            {_COUNT_COLUMNS}, PRIMARY KEY (start, task, client, model, requested_model, key_name, tag)
+        )""",
+        f"""INSERT INTO usage_hours (start, task, client, model, requested_model, key_name, tag, {_COUNTS})
+            SELECT start, task, sums.client, model, model, COALESCE(keys.key_name, ''), '', {_COUNTS}
+            FROM usage_hours_1 AS sums LEFT JOIN (
+                SELECT client, MAX(key_name) AS key_name FROM entries GROUP BY client
+            ) AS keys ON keys.client = sums.client""",  # noqa: S608 - names of ours
+        "DROP TABLE usage_hours_1",
+        "CREATE INDEX entries_of_request ON entries (request_id)",
+        "CREATE INDEX usage_hours_of_key ON usage_hours (key_name, start)",
     ),
 )
 """The statements that lead from each version of the schema to the next; the first makes version 1 of nothing."""
@@ -169,6 +192,9 @@ _OPEN_COLUMNS = (
     "status",
     "bound",
     "reserved",
+    "requested_model",
+    "fallback",
+    "tag",
 )
 _INSERT_OPEN = f"""
     INSERT INTO entries ({", ".join(_OPEN_COLUMNS)})
@@ -177,13 +203,15 @@ _SETTLE = """
     UPDATE entries SET status = ?, model = ?, input_tokens = ?, cached_input_tokens = ?, output_tokens = ?,
         input_cost = ?, output_cost = ?, total_cost = ?, estimated = ?, unpriced = ?,
         input_price = ?, cached_input_price = ?, output_price = ?,
+        fallback = CASE WHEN ? <> '' THEN ? ELSE fallback END,
         reserved = CASE WHEN bound > ? THEN (bound - ?) * ? ELSE 0 END
-    WHERE id = ? AND status IN ('open', 'unsettled') RETURNING at, task, client, key_name, bound, reserved"""
+    WHERE id = ? AND status IN ('open', 'unsettled')
+    RETURNING at, task, client, key_name, requested_model, tag, bound, reserved"""
 _RESERVED_BY_OPEN = "SELECT COALESCE(SUM(reserved), 0) FROM entries WHERE status = 'open' AND at >= ?"
-_HIT = "(?, 0, ?, 0, ?, ?, ?, ?, 'hit', ?, ?, ?, ?)"
+_HIT = "(?, 0, ?, 0, ?, ?, ?, ?, 'hit', ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_HIT = f"""
     INSERT INTO entries (at, deadline, request_id, attempt, task, client, key_name, model, status, shared,
-        input_tokens, output_tokens, saved)
+        input_tokens, output_tokens, saved, requested_model, fallback, tag)
     VALUES {_HIT}"""  # noqa: S608 - places only
 HITS_A_STATEMENT = 50
 _INSERT_HITS = _INSERT_HIT + f", {_HIT}" * (HITS_A_STATEMENT - 1)
@@ -243,6 +271,9 @@ class LedgerTransaction:
             "status": OPEN,
             "bound": attempt.reserved,
             "reserved": attempt.reserved,
+            "requested_model": attempt.requested_model or attempt.model,
+            "fallback": attempt.fallback,
+            "tag": attempt.tag,
         }
         returned = self._connection.execute(_INSERT_OPEN, [row[column] for column in _OPEN_COLUMNS])
         self._spend(at, attempt.key, 0, attempt.reserved)
@@ -268,6 +299,8 @@ class LedgerTransaction:
                 None if price is None else price.input,
                 None if price is None else price.cached_input,
                 None if price is None else price.output,
+                end.fallback,
+                end.fallback,
                 cost.total,
                 cost.total,
                 int(end.keep_reservation),
@@ -279,9 +312,9 @@ class LedgerTransaction:
     def add_hits(self, hits: Sequence[Hit]) -> None:
         """Insert the rows of `hits`. Statements of many rows, since each one lets go of the interpreter's lock."""
         rows: list[tuple[Value, ...]] = []
-        savings: dict[tuple[int, str, str, str], list[int]] = {}
+        savings: dict[Bucket, list[int]] = {}
         for hit in hits:
-            at = micros(hit.timestamp)
+            at, asked = micros(hit.timestamp), hit.requested_model or hit.model
             rows.append(
                 (
                     at,
@@ -294,9 +327,13 @@ class LedgerTransaction:
                     hit.input_tokens,
                     hit.output_tokens,
                     hit.saved,
+                    asked,
+                    hit.fallback,
+                    hit.tag,
                 )
             )
-            savings.setdefault((_minute_of(at), hit.task, hit.client, hit.model), []).append(hit.saved)
+            bucket = Bucket(_minute_of(at), hit.task, hit.client, hit.model, asked, hit.key or "", hit.tag)
+            savings.setdefault(bucket, []).append(hit.saved)
         whole = len(rows) - len(rows) % HITS_A_STATEMENT
         for start in range(0, whole, HITS_A_STATEMENT):
             chunk = rows[start : start + HITS_A_STATEMENT]
@@ -305,7 +342,7 @@ class LedgerTransaction:
             self._connection.executemany(_INSERT_HIT, rows[whole:])
         for bucket, amounts in savings.items():
             counts = Counts(requests=len(amounts), cached_requests=len(amounts), saved=sum(amounts))
-            self._count(Bucket(*bucket), counts)
+            self._count(bucket, counts)
 
     def mark_unsettled(self, now: float) -> int:
         """Mark the rows still open after their deadline and return how many. Their bounds stay reserved."""
@@ -371,9 +408,9 @@ class LedgerTransaction:
                 cost=cost,
                 unpriced_requests=int(end.unpriced),
             )
-            for at, task, client, key, bound, reserved in rows:
+            for at, task, client, key, asked, tag, bound, reserved in rows:
                 self._spend(at, key, cost, reserved - bound)
-                self._count(Bucket(_minute_of(at), task, client, end.model), counts)
+                self._count(Bucket(_minute_of(at), task, client, end.model, asked, key or "", tag), counts)
 
     def _spend(self, at: int, key: str | None, spent: int, reserved: int) -> None:
         for scope in scopes_of(key):

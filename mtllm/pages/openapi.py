@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from http import HTTPStatus
 from typing import Any, get_args
+from zoneinfo import available_timezones
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue, models_json_schema
@@ -238,7 +239,7 @@ def _task_endpoint(task: Task) -> _Endpoint:
         tag="Tasks",
         summary=task.summary,
         description="With `stream` the answer comes as server-sent events." if task.streams else "",
-        parameters=("CacheControl", "Traceparent"),
+        parameters=("CacheControl", "Tag", "Traceparent"),
         request={
             "required": True,
             "content": {"application/json": {"schema": _ref(task.request_model.__name__), "example": asked}},
@@ -331,9 +332,9 @@ _OTHER_ENDPOINTS = (
         path="/api/v1/usage",
         id="usage",
         tag="Figures",
-        summary="Usage by day, hour, minute, task, client or model",
-        description="`group_by=client` needs the admin key.",
-        parameters=("From", "To", "GroupBy"),
+        summary="Usage by month, day, hour, minute, task, client, key, model, requested model or tag",
+        description="A key sees its own usage, the admin all. `group_by=client` and `key` are the admin's.",
+        parameters=("From", "To", "GroupBy", "Tz"),
         bodies={200: _json_body(samples.USAGE)},
         errors=_OF_QUERIES,
     ),
@@ -347,6 +348,16 @@ _OTHER_ENDPOINTS = (
         bodies={200: _export_bodies()},
         headers=("Content-Disposition",),
         errors=_OF_QUERIES,
+    ),
+    _Endpoint(
+        path="/api/v1/usage/requests/{request_id}",
+        id="attempts_of_request",
+        tag="Figures",
+        summary="Every attempt of one request",
+        description="Needs the admin key. Callers may repeat an id of theirs; then all their requests are shown.",
+        parameters=("OfRequest",),
+        bodies={200: _json_body(samples.ATTEMPTS)},
+        errors=_OF_FIGURES,
     ),
     _Endpoint(
         method="DELETE",
@@ -408,6 +419,28 @@ _PARAMETERS: Json = {
         "old, `only-if-cached` never asks Gemini (504 `not_cached`). Anything else is ignored.",
         _STRING,
         "max-age=600",
+    ),
+    "Tag": _parameter(
+        "header",
+        "X-Tag",
+        "A word of the caller's for what the request belongs to; in the ledger, the export and `group_by=tag`.",
+        {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+        "newsletter",
+    ),
+    "OfRequest": _parameter(
+        "path",
+        "request_id",
+        "The request's X-Request-ID.",
+        {"type": "string", "pattern": "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"},
+        samples.REQUEST_ID,
+    )
+    | {"required": True},
+    "Tz": _parameter(
+        "query",
+        "tz",
+        "Where days and months begin: the IANA name of a time zone.",
+        {"type": "string", "enum": sorted(available_timezones()), "default": "UTC"},
+        "Europe/Berlin",
     ),
     "Traceparent": _parameter(
         "header",
@@ -472,4 +505,4 @@ def _models(tasks: Sequence[Task]) -> Iterator[type[BaseModel]]:
         if task.streams:
             yield schemas.stream_end(task)
     yield from (schemas.StreamDelta, schemas.Error, Health, Readiness)
-    yield from (schemas.Statistics, schemas.UsageReport, CacheDeletion)
+    yield from (schemas.Statistics, schemas.UsageReport, schemas.AttemptsOfRequest, CacheDeletion)

@@ -134,6 +134,27 @@ USAGE = schemas.UsageReport(
         )
     ],
 )
+ATTEMPTS = schemas.AttemptsOfRequest(
+    request_id=REQUEST_ID,
+    attempts=[
+        schemas.AttemptOfRequest(
+            timestamp="2026-11-23T15:53:02.500000Z",
+            attempt=1,
+            task="text",
+            client="alice",
+            requested_model="gemini-2.5-flash-lite",
+            model="gemini-2.5-flash-lite",
+            fallback="",
+            tag="newsletter",
+            status="ok",
+            input_tokens=12,
+            output_tokens=18,
+            total_cost=0.0000084,
+            reserved=0.0,
+            saved=0.0,
+        )
+    ],
+)
 EXPORTED = ExportRow(
     request_id=REQUEST_ID,
     timestamp=1_795_449_182.5,
@@ -158,5 +179,8 @@ EXPORTED = ExportRow(
     cached_input_price=10_000_000,
     output_price=400_000_000,
     key="alice",
+    requested_model="gemini-2.5-flash-lite",
+    fallback="",
+    tag="newsletter",
 )
 METRICS = '# TYPE mtllm_requests_total counter\nmtllm_requests_total{route="/health",status="200",origin="none"} 1.0\n'

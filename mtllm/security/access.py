@@ -286,19 +286,19 @@ class Access(enum.Enum):
 
 OPEN_PATHS: Final = ("/health/", "/api/v1/health/", "/api/v1/openapi.json/", "/swagger/")
 PAGE_PATHS: Final = ("/dashboard",)
-ADMIN_PATHS: Final = ("/api/v1/usage/export/", "/api/v1/cache/")
-"""Both with all below them. What is in neither needs a key, so that a new route is never open by oversight."""
+ADMIN_PATHS: Final = ("/api/v1/usage/export/", "/api/v1/usage/requests/", "/api/v1/cache/")
+"""All with all below them. What is in neither needs a key, so that a new route is never open by oversight."""
 
 
 def access_of(method: str, path: str, group_by: str | None = None) -> Access:
-    """Return what a request to an existing route needs. `group_by` is the query's: usage by client is the admin's.
+    """Return what a request to an existing route needs. `group_by` is the query's: by client or key is the admin's.
 
     A preflight (OPTIONS) carries no credentials by design. What has no route is a 404 for everybody: don't ask here.
     """
     folder = f"{path}/"
     if method == "OPTIONS" or path == "/" or folder.startswith(OPEN_PATHS):
         return Access.OPEN
-    if folder.startswith(ADMIN_PATHS) or group_by == "client":
+    if folder.startswith(ADMIN_PATHS) or group_by in ("client", "key"):
         return Access.ADMIN
     return Access.KEY
 

@@ -420,7 +420,8 @@ class UsageOfGroup(DescribedBody):
     """Sums of one group."""
 
     key: str
-    """A UTC day (`2026-11-23`), hour or minute (`2026-11-23T15:00:00Z`), or the name of the task, client or model."""
+    """A month (`2026-11`) or day (`2026-11-23`) in `tz`, an hour or minute (`2026-11-23T15:00:00Z`), or a name; empty
+    where a request had no key or tag."""
     total_requests: int = Field(ge=0)
     """Answers given, those from the cache included."""
     cached_requests: int = Field(ge=0)
@@ -433,6 +434,38 @@ class UsageOfGroup(DescribedBody):
     """Dollars paid."""
     cost_savings_from_cache: float = Field(ge=0)
     """Dollars that the cached answers would have cost."""
+
+
+class AttemptOfRequest(DescribedBody):
+    """One call to Gemini, or one hit."""
+
+    timestamp: str
+    attempt: int = Field(ge=0)
+    """1 for the first call of its request; 0 for a hit."""
+    task: str
+    client: str
+    requested_model: str
+    model: str
+    fallback: str
+    """Why `model` is not the requested one; empty where it is."""
+    tag: str
+    status: str
+    """ok, hit, an error code, abandoned, open or unsettled."""
+    input_tokens: int = Field(ge=0)
+    output_tokens: int = Field(ge=0)
+    total_cost: float = Field(ge=0)
+    """Dollars."""
+    reserved: float = Field(ge=0)
+    """Dollars that count against the budget beside the cost, because Gemini may bill them."""
+    saved: float = Field(ge=0)
+    """Dollars that a hit did not cost."""
+
+
+class AttemptsOfRequest(DescribedBody):
+    """Every attempt of the requests with one id, in order."""
+
+    request_id: str
+    attempts: list[AttemptOfRequest]
 
 
 class UsageReport(DescribedBody):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from datetime import UTC, tzinfo
 from math import floor
 from typing import Any, get_args
 
 from flask import Flask, Response, request
 
 from mtllm.domain.errors import MAX_FIELD_NAME_CHARS, MAX_REPORTED_FIELDS, FieldError, InvalidRequest
-from mtllm.domain.times import LATEST, parse_time
+from mtllm.domain.times import LATEST, find_zone, parse_time
+from mtllm.http.exchange import current_exchange
 from mtllm.ledger.ledger import GroupBy, Ledger
+from mtllm.security.access import ApiKey
 from mtllm.stats.body import respond
 
 DEFAULT_PERIOD = 30 * 86_400.0
@@ -24,13 +27,20 @@ def register(app: Flask, ledger: Ledger, clock: Callable[[], float]) -> None:
     def usage() -> Response:
         from mtllm.stats.usage_report import collect_usage  # loads the models: at the first request
 
-        query = Query(request.args, "group_by")
+        query = Query(request.args, "group_by", "tz")
         group_by: Any = query.choice("group_by", get_args(GroupBy), "day")
         to = query.moment("to", floor(clock()) + 1.0)
         from_ = query.moment("from", min(to, max(0.0, to - DEFAULT_PERIOD)))
+        zone = query.zone("tz")
         query.check_period(from_, to)
         ledger.flush()
-        return respond(collect_usage(ledger, from_, to, group_by))
+        return respond(collect_usage(ledger, from_, to, group_by, key=_own_alone(current_exchange().key), zone=zone))
+
+    def attempts(request_id: str) -> Response:
+        from mtllm.stats.usage_report import collect_attempts
+
+        ledger.flush()
+        return respond(collect_attempts(ledger, request_id))
 
     def export() -> Response:
         from mtllm.stats.formats import FORMATS  # loads the writers: at the first export
@@ -47,6 +57,12 @@ def register(app: Flask, ledger: Ledger, clock: Callable[[], float]) -> None:
 
     app.add_url_rule("/api/v1/usage", "usage", usage)
     app.add_url_rule("/api/v1/usage/export", "export", export)
+    app.add_url_rule("/api/v1/usage/requests/<request_id>", "attempts", attempts)
+
+
+def _own_alone(key: ApiKey | None) -> str | None:
+    """Return the name to which usage is bound: a key sees its own, the admin and a service without keys see all."""
+    return None if key is None or key.admin else key.name
 
 
 _BARE_PLUS = re.compile(r"(T\S+) (\d\d:\d\d)$")
@@ -54,14 +70,14 @@ _BARE_PLUS = re.compile(r"(T\S+) (\d\d:\d\d)$")
 
 
 class Query:
-    """Reads the parameters of a request, `from`, `to` and `other`, and collects what is wrong with them.
+    """Reads the parameters of a request, `from`, `to` and `others`, and collects what is wrong with them.
 
     An unknown name is a problem too, since a misspelt `from` would bring figures of another period.
     """
 
-    def __init__(self, arguments: Mapping[str, str], other: str) -> None:
+    def __init__(self, arguments: Mapping[str, str], *others: str) -> None:
         self._arguments = arguments
-        names = ("from", "to", other)
+        names = ("from", "to", *others)
         self._problems = [
             FieldError(name[:MAX_FIELD_NAME_CHARS], f"is not known here; there are {', '.join(names)}", foreign=True)
             for name in arguments
@@ -78,6 +94,13 @@ class Query:
         except ValueError as problem:
             self._problems.append(FieldError(name, str(problem)))
             return default
+
+    def zone(self, name: str) -> tzinfo:
+        """Return the time zone of an IANA name; UTC by default."""
+        zone = find_zone(self._arguments.get(name, "UTC"))
+        if zone is None:
+            self._problems.append(FieldError(name, "must be the name of a time zone, such as Europe/Berlin"))
+        return zone or UTC
 
     def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
         """Return one of `choices`."""

@@ -1,0 +1,100 @@
+"""Usage over HTTP: whose it is, what it was for, where its days begin, and one request's attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from app import Api
+from tests.support.scripted_gemini import ScriptedGemini, status, text
+
+TEXT, USAGE = "/api/v1/generate/text", "/api/v1/usage"
+ALICE, BOB, ADMIN = ({"X-API-Key": secret} for secret in ("alice-secret", "bob-secret", "admin-secret"))
+
+
+@pytest.fixture
+def client(make_app: Callable[..., Api]) -> FlaskClient:
+    """A service with two keys and an admin."""
+    return make_app(api_keys="alice:alice-secret,bob:bob-secret", admin_api_key="admin-secret").test_client()
+
+
+def groups(client: FlaskClient, query: str, headers: dict[str, str]) -> dict[str, int]:
+    """Requests by group."""
+    body: Any = client.get(f"{USAGE}?{query}", headers=headers).json
+    return {group["key"]: group["total_requests"] for group in body["groups"]}
+
+
+def test_a_key_sees_what_it_used_and_the_admin_sees_all(client: FlaskClient) -> None:
+    """By any group that is not the admin's alone."""
+    for caller, prompt in ((ALICE, "a"), (ALICE, "b"), (BOB, "a")):
+        assert client.post(TEXT, json={"prompt": prompt}, headers=caller).status_code == 200
+    assert groups(client, "group_by=task", ALICE) == {"text": 2}
+    assert groups(client, "group_by=task", BOB) == {"text": 1}
+    assert groups(client, "group_by=task", ADMIN) == {"text": 3}
+    assert groups(client, "group_by=key", ADMIN) == {"alice": 2, "bob": 1}
+
+
+def test_a_tag_is_a_group_of_its_own_and_a_column(client: FlaskClient) -> None:
+    """Paid and cached requests alike."""
+    for tag in ("news", "news", ""):
+        client.post(TEXT, json={"prompt": "x"}, headers=ALICE | ({"X-Tag": tag} if tag else {}))
+    assert groups(client, "group_by=tag", ALICE) == {"": 1, "news": 2}
+    rows = client.get(f"{USAGE}/export?format=csv", headers=ADMIN).text.splitlines()
+    assert [row.rpartition(",")[2] for row in rows] == ["tag", "news", "news", ""]
+
+
+@pytest.mark.parametrize("tag", ["a b", "x" * 65, "a,b", "ü"])
+def test_a_tag_that_could_not_stand_in_a_bill_is_refused(client: FlaskClient, tag: str) -> None:
+    """400 that names the header; nothing is asked."""
+    answer = client.post(TEXT, json={"prompt": "x"}, headers=ALICE | {"X-Tag": tag})
+    assert answer.status_code == 400
+    assert answer.json is not None
+    assert [detail["field"] for detail in answer.json["details"]] == ["X-Tag"]
+
+
+def test_a_zone_moves_the_days(client: FlaskClient) -> None:
+    """An unknown one is 400 that names the field."""
+    client.post(TEXT, json={"prompt": "x"}, headers=ALICE)
+    [east], [west] = (list(groups(client, f"group_by=day&tz={zone}", ALICE)) for zone in ("Etc/GMT-14", "Etc/GMT%2B12"))
+    assert east > west
+    answer = client.get(f"{USAGE}?tz=Atlantis", headers=ALICE)
+    assert answer.status_code == 400
+    assert answer.json is not None
+    assert [detail["field"] for detail in answer.json["details"]] == ["tz"]
+
+
+def test_a_request_shows_every_attempt_to_the_admin(client: FlaskClient, gemini: ScriptedGemini) -> None:
+    """The failed ones, the paid one and the hit that repeated its id."""
+    gemini.answers(status(503), text("fine"))
+    headers = ALICE | {"X-Request-ID": "mine", "X-Tag": "news"}
+    for _ in range(2):
+        assert client.post(TEXT, json={"prompt": "x"}, headers=headers).status_code == 200
+    body: Any = client.get(f"{USAGE}/requests/mine", headers=ADMIN).json
+    assert body["request_id"] == "mine"
+    assert [(one["attempt"], one["status"]) for one in body["attempts"]] == [
+        (1, "upstream_unavailable"),
+        (2, "ok"),
+        (0, "hit"),
+    ]
+    assert {one["tag"] for one in body["attempts"]} == {"news"}
+    assert client.get(f"{USAGE}/requests/other", headers=ADMIN).json == {"request_id": "other", "attempts": []}
+
+
+def test_a_fallback_stands_in_the_ledger(make_app: Callable[..., Api], gemini: ScriptedGemini) -> None:
+    """Which model was asked for, which answered, why; paid and cached."""
+    gemini.answers(status(404), text("fine"))
+    app = make_app(gemini_fallback_models="gemini-3.1-flash-lite")
+    for _ in range(2):
+        app.test_client().post(TEXT, json={"prompt": "x"})
+    app.service.ledger.flush()
+    rows = [(row.status, row.requested_model, row.model, row.fallback) for row in app.service.ledger.export(0, 4e9)]
+    first, following = "gemini-2.5-flash-lite", "gemini-3.1-flash-lite"
+    assert rows == [
+        ("model_unavailable", first, first, ""),
+        ("ok", first, following, "unavailable"),
+        ("hit", first, following, "unavailable"),
+    ]
+    assert groups(app.test_client(), "group_by=requested_model", {}) == {first: 2}
