@@ -130,7 +130,7 @@ def build(
     add = parts.add
     logger = add(_make_logger(settings), close=RequestLogger.close, checks={"logs": _check_logs})
     notices = add(Notices(logger), start=Notices.open)
-    keys = _make_keys(settings, notices)
+    keys = _make_keys(settings, notices, clock)
     ledger = add(_open_ledger(settings, clock, monotonic), close=Ledger.close, checks={"ledger": _check_ledger})
     add((settings.data_dir, settings.log_dir), checks={"disk": _check_disk})
     limiter_table = ClientTable(settings.rate_limit_cache_size, monotonic=monotonic)
@@ -364,11 +364,12 @@ def _make_logger(settings: Settings) -> RequestLogger:
     )
 
 
-def _make_keys(settings: Settings, notices: Notices) -> KeyRing:
+def _make_keys(settings: Settings, notices: Notices, clock: Clock) -> KeyRing:
     return KeyRing(
         dict(settings.api_keys),
         settings.api_keys_file,
         settings.admin_api_key,
+        clock=clock,
         on_problem=notices.reporter("api_keys_file"),
     )
 

@@ -41,7 +41,7 @@ FLASK = {"pages", "stats", "http"}
 
 FRAMEWORKS = {"flask", "flask_cors", "waitress", "werkzeug", "prometheus_client"}
 
-LAZILY = {("billing", "settings"), ("http", "emulator")}
+LAZILY = {("billing", "settings"), ("http", "emulator"), ("security", "settings")}
 """Imports of entry points inside their functions that are written in no row."""
 
 
