@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mtllm import __version__, process, wiring
@@ -124,7 +124,8 @@ def main(argv: list[str] | None = None) -> int:
     with exit_on_bad_settings():
         settings = load_settings({**os.environ, **_chosen(options)})
         require_writable_folders(settings)
-        return _serve_offline(settings) if options.offline else _serve(settings)
+        run = _check if options.check else _serve
+        return _run_offline(run, settings) if options.offline else run(settings)
 
 
 def _parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -136,6 +137,7 @@ def _parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--offline", action="store_true", help="serve canned answers from a local emulator, without a key"
     )
+    parser.add_argument("--check", action="store_true", help="say in a line each what would work and what not, and end")
     parser.add_argument("--host", help="address to listen on, instead of HOST")
     parser.add_argument("--port", help="port to listen on, instead of PORT; 0 = a free one")
     parser.add_argument("--version", action="version", version=f"Multi-Task LLM API {__version__}")
@@ -148,11 +150,19 @@ def _chosen(options: argparse.Namespace) -> dict[str, str]:
     return {name: text for name, text in given.items() if text is not None}
 
 
-def _serve_offline(settings: Settings) -> int:
+def _run_offline(run: Callable[[Settings], int], settings: Settings) -> int:
     from mtllm.emulator.server import Emulator  # loaded only where it is asked for
 
     with Emulator() as emulator:
-        return _serve(settings.offline(emulator.url))
+        return run(settings.offline(emulator.url))
+
+
+def _check(settings: Settings) -> int:
+    from mtllm.check import check
+
+    service = wiring.build(settings)
+    with contextlib.closing(service):
+        return check(settings, service)
 
 
 def _serve(settings: Settings) -> int:
