@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     with exit_on_bad_settings():
         settings = load_settings({**os.environ, **_chosen(options)})
         require_writable_folders(settings)
-        return _serve_offline(settings) if options.offline else _serve(settings)
+        return _serve_offline(settings, options.model) if options.offline else _serve(settings)
 
 
 def _parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -136,10 +136,18 @@ def _parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--offline", action="store_true", help="serve canned answers from a local emulator, without a key"
     )
+    parser.add_argument(
+        "--model",
+        choices=["smollm2"],
+        help="with --offline: a small language model answers in place of canned answers (requirements-local.txt)",
+    )
     parser.add_argument("--host", help="address to listen on, instead of HOST")
     parser.add_argument("--port", help="port to listen on, instead of PORT; 0 = a free one")
     parser.add_argument("--version", action="version", version=f"Multi-Task LLM API {__version__}")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.model and not options.offline:
+        parser.error("--model goes with --offline; GEMINI_MODEL names Gemini's")
+    return options
 
 
 def _chosen(options: argparse.Namespace) -> dict[str, str]:
@@ -148,11 +156,29 @@ def _chosen(options: argparse.Namespace) -> dict[str, str]:
     return {name: text for name, text in given.items() if text is not None}
 
 
-def _serve_offline(settings: Settings) -> int:
+def _serve_offline(settings: Settings, model: str | None) -> int:
     from mtllm.emulator.server import Emulator  # loaded only where it is asked for
 
+    if model is not None:
+        return _serve_toy(settings)
     with Emulator() as emulator:
         return _serve(settings.offline(emulator.url))
+
+
+def _serve_toy(settings: Settings) -> int:
+    from mtllm.emulator.local_answers import TOY_MODEL, ToyGemini
+    from mtllm.emulator.local_model import LocalModel, NoLocalModelError
+    from mtllm.emulator.offline import OfflineGemini
+    from mtllm.emulator.server import Emulator
+
+    try:
+        model = LocalModel()
+    except NoLocalModelError as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    gemini = OfflineGemini(voice=ToyGemini(model))
+    with Emulator(answer=gemini) as emulator, contextlib.closing(model):
+        return _serve(settings.offline(emulator.url, TOY_MODEL))
 
 
 def _serve(settings: Settings) -> int:
