@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mtllm import __version__, process, wiring
@@ -124,7 +124,10 @@ def main(argv: list[str] | None = None) -> int:
     with exit_on_bad_settings():
         settings = load_settings({**os.environ, **_chosen(options)})
         require_writable_folders(settings)
-        return _serve_offline(settings, options.model) if options.offline else _serve(settings)
+        run = _check if options.check else _serve
+        if not options.offline:
+            return run(settings)
+        return _run_with_toy(run, settings) if options.model else _run_offline(run, settings)
 
 
 def _parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -141,6 +144,7 @@ def _parse_options(argv: list[str] | None) -> argparse.Namespace:
         choices=["smollm2"],
         help="with --offline: a small language model answers in place of canned answers (requirements-local.txt)",
     )
+    parser.add_argument("--check", action="store_true", help="say in a line each what would work and what not, and end")
     parser.add_argument("--host", help="address to listen on, instead of HOST")
     parser.add_argument("--port", help="port to listen on, instead of PORT; 0 = a free one")
     parser.add_argument("--version", action="version", version=f"Multi-Task LLM API {__version__}")
@@ -156,16 +160,22 @@ def _chosen(options: argparse.Namespace) -> dict[str, str]:
     return {name: text for name, text in given.items() if text is not None}
 
 
-def _serve_offline(settings: Settings, model: str | None) -> int:
+def _run_offline(run: Callable[[Settings], int], settings: Settings) -> int:
     from mtllm.emulator.server import Emulator  # loaded only where it is asked for
 
-    if model is not None:
-        return _serve_toy(settings)
     with Emulator() as emulator:
-        return _serve(settings.offline(emulator.url))
+        return run(settings.offline(emulator.url))
 
 
-def _serve_toy(settings: Settings) -> int:
+def _check(settings: Settings) -> int:
+    from mtllm.check import check
+
+    service = wiring.build(settings)
+    with contextlib.closing(service):
+        return check(settings, service)
+
+
+def _run_with_toy(run: Callable[[Settings], int], settings: Settings) -> int:
     from mtllm.emulator.local_answers import TOY_MODEL, ToyGemini
     from mtllm.emulator.local_model import LocalModel, NoLocalModelError
     from mtllm.emulator.offline import OfflineGemini
@@ -178,7 +188,7 @@ def _serve_toy(settings: Settings) -> int:
         return 2
     gemini = OfflineGemini(voice=ToyGemini(model))
     with Emulator(answer=gemini) as emulator, contextlib.closing(model):
-        return _serve(settings.offline(emulator.url, TOY_MODEL))
+        return run(settings.offline(emulator.url, TOY_MODEL))
 
 
 def _serve(settings: Settings) -> int:

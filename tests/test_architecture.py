@@ -21,7 +21,7 @@ FRONT_DOORS = {"app", "bulk", "gemini_wrapper", "cost_tracker", "enhanced_loggin
 ROWS: tuple[set[str], ...] = (
     {"pages"},
     {"stats"},
-    {"http"},
+    {"http", "check"},
     {"wiring"},
     {"completions"},
     {"billing", "ratelimit", "logs"},

@@ -49,24 +49,25 @@ class FreeLook:
     def start(self, _threads: int = 0) -> None:
         """Begin; do nothing without a key."""
         if self._gemini is not None:
-            threading.Thread(target=self._run, args=(self._gemini,), name="model-look", daemon=True).start()
+            threading.Thread(target=self._run, name="model-look", daemon=True).start()
 
     def close(self) -> None:
         """Look no more; a look under way ends with the client's connections."""
         self._closing.set()
 
-    def _run(self, gemini: TokenCounting) -> None:
+    def _run(self) -> None:
         while not self._closing.is_set():
             for model in self._chain.models:
                 with contextlib.suppress(Exception):  # what it means is noted; a defect is told at the next real call
-                    self.look_at(gemini, model)
+                    self.look_at(model)
             self.looked.set()
             self._closing.wait(self._every)
 
-    def look_at(self, gemini: TokenCounting, model: str) -> None:
+    def look_at(self, model: str) -> None:
         """Look at one model and note what that tells. Raises the UpstreamFailure that it met."""
+        assert self._gemini is not None  # noqa: S101  # without a key nobody looks
         try:
-            gemini.count_tokens(model, WORD, deadline=self._monotonic() + LOOK_SECONDS)
+            self._gemini.count_tokens(model, WORD, deadline=self._monotonic() + LOOK_SECONDS)
         except UpstreamFailure as failure:
             self._chain.note_refusal(model, failure)
             raise

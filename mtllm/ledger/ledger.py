@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import TypeVar
@@ -42,7 +42,7 @@ from mtllm.ledger.records import (
     WindowUsage,
 )
 from mtllm.ledger.sqlite import SQLiteEngine
-from mtllm.ledger.transaction import MINUTES_KEPT_SECONDS, LedgerTooNew, LedgerTransaction
+from mtllm.ledger.transaction import MINUTES_KEPT_SECONDS, LedgerTooNew, LedgerTransaction, find_version
 
 __all__ = [
     "ABANDONED",
@@ -207,6 +207,13 @@ class Ledger:
         with self._reading() as connection:
             return queries.count_before(connection, before)
 
+    def schema_version(self) -> int:
+        """Return the version of the tables as they are, 0 where there are none, without making or changing any.
+
+        Raises LedgerTooNew for one that is past what this program knows.
+        """
+        return self._processes.current().schema_version()
+
     def health(self) -> LedgerHealth:
         """Return how the writer is doing; reads no file."""
         return self._processes.current().writer.health()
@@ -244,6 +251,16 @@ class _OpenLedger:
         if not self._prepared:
             self.writer.flush()
             self._prepared = True
+
+    def schema_version(self) -> int:
+        """Return the version of the tables. Raises LedgerUnavailable, LedgerTooNew."""
+        try:
+            with closing(self._engine.connect(read_only=True)) as connection:
+                return _find_version(connection)
+        except Exception as error:
+            if self._engine.unavailable(error):
+                raise LedgerUnavailable(f"it cannot be read ({type(error).__name__})") from error
+            raise
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -286,6 +303,16 @@ class _OpenLedger:
             return self._idle.pop()
         except IndexError:
             return self._engine.connect(read_only=True)
+
+
+def _find_version(connection: Connection) -> int:
+    try:
+        return find_version(connection)
+    except LedgerTooNew:
+        raise
+    except Exception:  # no tables, or no database
+        connection.execute("SELECT 1")
+        return 0
 
 
 def _rest_while_forking(process: weakref.ref[_OpenLedger], owner: int) -> None:

@@ -145,7 +145,7 @@ def migrate(engine: Engine, connection: Connection, migrations: Sequence[Sequenc
     connection.begin(schema=True)
     try:
         connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")
-        found = _version(connection, known=len(migrations))
+        found = find_version(connection, known=len(migrations))
         for statement in (statement for migration in migrations[found:] for statement in migration):
             connection.execute(statement.format(serial_key=engine.serial_key))
         if found < len(migrations):
@@ -157,7 +157,8 @@ def migrate(engine: Engine, connection: Connection, migrations: Sequence[Sequenc
         raise
 
 
-def _version(connection: Connection, *, known: int) -> int:
+def find_version(connection: Connection, *, known: int = len(MIGRATIONS)) -> int:
+    """Return the schema's version. Raises LedgerTooNew if it is past the one that this program knows."""
     [(found,)] = connection.execute("SELECT COALESCE(MAX(version), 0) FROM schema_version")
     if found > known:
         raise LedgerTooNew(found, known)
