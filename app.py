@@ -131,7 +131,9 @@ def main(argv: list[str] | None = None) -> int:
         settings = load_settings({**os.environ, **_chosen(options)})
         require_writable_folders(settings)
         run = _check if options.check else _serve
-        return _run_offline(run, settings) if options.offline else run(settings)
+        if not options.offline:
+            return run(settings)
+        return _run_with_toy(run, settings) if options.model else _run_offline(run, settings)
 
 
 def _parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -143,11 +145,19 @@ def _parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--offline", action="store_true", help="serve canned answers from a local emulator, without a key"
     )
+    parser.add_argument(
+        "--model",
+        choices=["smollm2"],
+        help="with --offline: a small language model answers in place of canned answers (requirements-local.txt)",
+    )
     parser.add_argument("--check", action="store_true", help="say in a line each what would work and what not, and end")
     parser.add_argument("--host", help="address to listen on, instead of HOST")
     parser.add_argument("--port", help="port to listen on, instead of PORT; 0 = a free one")
     parser.add_argument("--version", action="version", version=f"Multi-Task LLM API {__version__}")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.model and not options.offline:
+        parser.error("--model goes with --offline; GEMINI_MODEL names Gemini's")
+    return options
 
 
 def _chosen(options: argparse.Namespace) -> dict[str, str]:
@@ -169,6 +179,22 @@ def _check(settings: Settings) -> int:
     service = wiring.build(settings)
     with contextlib.closing(service):
         return check(settings, service)
+
+
+def _run_with_toy(run: Callable[[Settings], int], settings: Settings) -> int:
+    from mtllm.emulator.local_answers import TOY_MODEL, ToyGemini
+    from mtllm.emulator.local_model import LocalModel, NoLocalModelError
+    from mtllm.emulator.offline import OfflineGemini
+    from mtllm.emulator.server import Emulator
+
+    try:
+        model = LocalModel()
+    except NoLocalModelError as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    gemini = OfflineGemini(voice=ToyGemini(model))
+    with Emulator(answer=gemini) as emulator, contextlib.closing(model):
+        return run(settings.offline(emulator.url, TOY_MODEL))
 
 
 def _serve(settings: Settings) -> int:

@@ -27,6 +27,7 @@ DEFAULT_RATE_LIMITS = "60/minute;1000/hour"
 MODEL_NAME = r"[A-Za-z0-9._/-]{1,100}"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 OFFLINE_PREFIX = "offline-"
+TOY_SUFFIX = "-toy"
 OFFLINE_LEDGER = "offline.sqlite3"
 _OFFLINE_KEY = "none-is-needed-offline"  # masked in logs like any key, so it must be nothing that one would write
 _EMPTY_HAS_A_MEANING = frozenset({"rate_limits", "cors_origins", "gemini_fallback_models"})
@@ -311,16 +312,21 @@ class Settings(BaseModel):
         None, repr=False, description="redis://... to share cache and limits between processes; empty = each its own"
     )
 
-    def offline(self, endpoint: str) -> Settings:
-        """Return these settings for an emulator at `endpoint`: a dummy key, a model that says so, its own ledger."""
+    def offline(self, endpoint: str, toy: str = "") -> Settings:
+        """Return these settings for an emulator at `endpoint`: a dummy key, models that say so, its own ledger.
+
+        `toy` is the one model of an emulator with a language model of its own.
+        """
         database = f"sqlite:///{self.data_dir / OFFLINE_LEDGER}"
         return self.model_copy(
             update={
                 "google_api_key": _OFFLINE_KEY,
-                "gemini_model": offline_name(self.gemini_model),
-                "gemini_fallback_models": tuple(map(offline_name, self.gemini_fallback_models)),
-                "gemini_models_allowed": tuple(map(offline_name, self.gemini_models_allowed)),
-                "chat_model_aliases": tuple((name, offline_name(model)) for name, model in self.chat_model_aliases),
+                "gemini_model": toy or offline_name(self.gemini_model),
+                "gemini_fallback_models": () if toy else tuple(map(offline_name, self.gemini_fallback_models)),
+                "gemini_models_allowed": () if toy else tuple(map(offline_name, self.gemini_models_allowed)),
+                "chat_model_aliases": tuple(
+                    (name, toy or offline_name(model)) for name, model in self.chat_model_aliases
+                ),
                 "gemini_api_endpoint": endpoint,
                 "database_url": database,
             }
@@ -333,8 +339,13 @@ class Settings(BaseModel):
 
     @property
     def is_offline(self) -> bool:
-        """Return whether answers are canned."""
+        """Return whether a local emulator answers."""
         return self.gemini_model.startswith(OFFLINE_PREFIX)
+
+    @property
+    def is_toy(self) -> bool:
+        """Return whether a small language model of the emulator answers, and nothing canned."""
+        return self.is_offline and self.gemini_model.endswith(TOY_SUFFIX)
 
     @property
     def ledger_location(self) -> str:

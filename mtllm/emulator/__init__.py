@@ -7,6 +7,7 @@
     models                      closed, retired, swapped, overloaded and thinking models
     fault_kinds, faults         failures, and how they are ordered
     offline                     all of it as one function from call to reply
+    local_model, local_answers  a small language model in the place of canned answers
     server                      that function behind a port
     command                     `python -m mtllm.emulator`
 

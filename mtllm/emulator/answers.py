@@ -3,6 +3,7 @@
 CannedAnswer     text or function call, why it ends, what it thought
 compose          call, model -> CannedAnswer
 split_answer     a CannedAnswer -> the documents that carry it
+asks_for_code, find_language    what a system instruction wants
 """
 
 from __future__ import annotations
@@ -110,7 +111,18 @@ def _compose_text(call: GeminiCall) -> str:
     )
     if call.mime_type == _JSON_MODE:
         return json.dumps({"answer": said})
-    return _compose_code(call) if "code" in call.system.casefold() else said
+    return _compose_code(call) if asks_for_code(call) else said
+
+
+def asks_for_code(call: GeminiCall) -> bool:
+    """Return whether the answer is to be code."""
+    return "code" in call.system.casefold()
+
+
+def find_language(system: str) -> str:
+    """Return the programming language that a system instruction names, in lower case; empty when it names none."""
+    named = _LANGUAGE.search(system)
+    return named[1].lower() if named else ""
 
 
 _LANGUAGE = re.compile(r"\bcode in ([\w+#]+)", re.IGNORECASE)
@@ -131,8 +143,8 @@ _FUNCTIONS = {  # what begins a comment, and a function
 
 
 def _compose_code(call: GeminiCall) -> str:
-    named = _LANGUAGE.search(call.system)
-    language = named[1].lower() if named and named[1].lower() in _FUNCTIONS else "python"
+    named = find_language(call.system)
+    language = named if named in _FUNCTIONS else "python"
     comment, function = _FUNCTIONS[language]
     told = f"{comment} Canned answer from the offline model to a description of {len(call.prompt)} characters."
     return f"```{language}\n{told}\n{function}\n```"

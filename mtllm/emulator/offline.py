@@ -12,7 +12,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from random import Random
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 from mtllm.emulator.answers import compose, split_answer
 from mtllm.emulator.calls import SERVED, GeminiCall
@@ -32,8 +32,20 @@ from mtllm.emulator.replies import (
 
 OFFLINE_MODEL = "offline-gemini"
 
+_DESCRIPTION = "Canned answers from a local server; no language model."
 _MOST_REMEMBERED = 10_000
 """Calls whose repetitions are counted, the latest ones."""
+
+
+class Voice(Protocol):
+    """Who answers in the place of canned answers."""
+
+    name: str
+    """Of the only model that is listed."""
+    description: str
+
+    def __call__(self, call: GeminiCall) -> EmulatedReply:
+        """Return the reply to a call that asks for an answer or a count."""
 
 
 def canned(call: GeminiCall) -> EmulatedReply:
@@ -43,11 +55,16 @@ def canned(call: GeminiCall) -> EmulatedReply:
     return failed(call, refusal) if refusal is not None else _answer(call, model, [OFFLINE_MODEL], chunks=4)
 
 
-def _answer(call: GeminiCall, model: PlayedModel, listed: Sequence[str], chunks: int) -> EmulatedReply:
+def _answer(
+    call: GeminiCall, model: PlayedModel, listed: Sequence[str], chunks: int, voice: Voice | None = None
+) -> EmulatedReply:
+    description = voice.description if voice else _DESCRIPTION
     if call.method == "listModels":
-        return json_reply({"models": list(map(_describe, listed))})
+        return json_reply({"models": [_describe(name, description) for name in listed]})
     if call.method == "getModel":
-        return json_reply(_describe(call.model))
+        return json_reply(_describe(call.model, description))
+    if voice is not None:
+        return voice(call)
     if call.method == "countTokens":
         return json_reply({"totalTokens": prompt_tokens(call)})
     return answered(call, split_answer(call, model, compose(call, model), chunks if call.streams else 1))
@@ -57,7 +74,8 @@ class OfflineGemini:
     """Gemini as an emulator plays it: `models` that may refuse, `faults` that meet a share of the calls, magic prompts.
 
     Which calls a share meets is decided by `seed` and the call's number, in the order of arrival. `latency` is so many
-    seconds of silence before each piece of an answer. Models that are not in the table answer like any other. Safe to
+    seconds of silence before each piece of an answer. `voice` answers what no fault meets; without one answers are
+    canned. Models that are not in the table answer like any other. Safe to
     call from several threads. Raises ValueError when the shares add up to more than all calls.
     """
 
@@ -69,10 +87,12 @@ class OfflineGemini:
         seed: int = 0,
         latency: float = 0.0,
         chunks: int = 4,
+        voice: Voice | None = None,
     ) -> None:
         self._models: Mapping[str, PlayedModel] = {model.name: model for model in models}
         served = [name for name, model in self._models.items() if model.state is not ModelState.RETIRED]
-        self._listed = tuple(dict.fromkeys([OFFLINE_MODEL, *served]))
+        self._listed = tuple(dict.fromkeys([voice.name if voice else OFFLINE_MODEL, *served]))
+        self._voice = voice
         self._faults = tuple(faults)
         if sum(fault.share for fault in self._faults) > 1 + 1e-9:
             raise ValueError("the shares of the faults add up to more than 100%")
@@ -100,7 +120,7 @@ class OfflineGemini:
         except ValueError as problem:
             return failed(call, invalid_argument(f"Magic prompt: {problem}."))
         if order is None:
-            return _answer(call, model, self._listed, self._chunks)
+            return _answer(call, model, self._listed, self._chunks, self._voice)
         return order.kind.reply(FaultCase(call, model, order.argument, self._chunks if call.streams else 1))
 
     def _find_order(self, call: GeminiCall) -> FaultOrder | None:
@@ -163,12 +183,12 @@ def _explain_unknown(call: GeminiCall) -> str:
     return f"Method not found: {call.action}. This emulator serves {', '.join(SERVED)} by POST."
 
 
-def _describe(model: str) -> dict[str, Any]:
+def _describe(model: str, description: str) -> dict[str, Any]:
     return {
         "name": f"models/{model}",
         "version": "001",
         "displayName": model,
-        "description": "Canned answers from a local server; no language model.",
+        "description": description,
         "inputTokenLimit": 1_048_576,
         "outputTokenLimit": 65_536,
         "supportedGenerationMethods": ["generateContent", "countTokens"],

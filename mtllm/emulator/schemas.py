@@ -1,6 +1,7 @@
-"""A value that fits a JSON schema.
+"""A value that fits a JSON schema, and the schema in the standard dialect.
 
-    fit     schema -> value
+    fit                schema -> value
+    standard_schema    schema -> the same as JSON Schema has it
 
 Both dialects of a request are read: Gemini's (`STRING`, `nullable`, numbers as strings of digits) and the standard one
 (`$defs`, `$ref`, `anyOf` with null, `const`, lists of types). Not looked at are `pattern`, `not`, `if`, `contains`,
@@ -45,6 +46,24 @@ def fit(schema: Any, text: str) -> Any:
     without end, gets null there.
     """
     return _Fitting(schema, text).make(schema, 0)
+
+
+def standard_schema(schema: Any) -> Any:
+    """Return a schema of Gemini's dialect, or a standard one, in the standard dialect."""
+    if isinstance(schema, list):
+        return list(map(standard_schema, schema))
+    if not isinstance(schema, dict):
+        return schema
+    standard = {name: _as_number(name, standard_schema(value)) for name, value in schema.items() if name != "nullable"}
+    kind = schema.get("type")
+    if isinstance(kind, str | int):
+        standard["type"] = _NUMBERED_KINDS.get(kind, "string") if isinstance(kind, int) else kind.lower()
+    return {"anyOf": [standard, {"type": "null"}]} if schema.get("nullable") is True else standard
+
+
+def _as_number(name: str, value: Any) -> Any:
+    """Protocol buffers write bounds, integers of 64 bits, as strings."""
+    return int(value) if name.startswith(("min", "max")) and isinstance(value, str) and value.isdecimal() else value
 
 
 class _Fitting:

@@ -148,6 +148,8 @@ def _rate(nano_per_million: int) -> str:
 
 
 def _mode(settings: Settings) -> str:
+    if settings.is_toy:
+        return "of a toy, a small language model on this machine (--offline --model): often wrong, never Gemini's"
     if settings.is_offline:
         return "canned, from a local emulator (--offline); no language model is asked"
     if settings.google_api_key is None:

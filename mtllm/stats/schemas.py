@@ -371,7 +371,7 @@ class ServiceFigures(DescribedBody):
     model: str
     """GEMINI_MODEL; an offline one begins with `offline-`."""
     offline: bool
-    """Answers are canned."""
+    """A local emulator answers, not Gemini."""
     in_flight: int = Field(ge=0)
     """Requests not yet closed, this one included."""
     draining: bool

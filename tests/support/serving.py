@@ -155,8 +155,8 @@ APP_PY, WAITRESS_SERVE = "python app.py", "waitress-serve"
 class Process:
     """The service as the user starts it (`how`), answering at `port`; leaving the `with` block kills what still runs.
 
-    `flags` are those of waitress-serve besides address and threads. It is there once it listens; no request has been
-    sent by then.
+    `flags` are those of the command; waitress-serve has address and threads besides. It is there once it listens; no
+    request has been sent by then.
     """
 
     def __init__(self, how: str, environ: Mapping[str, str], *, threads: int = 4, flags: Sequence[str] = ()) -> None:
@@ -207,7 +207,7 @@ class Process:
 
 def _command(how: str, port: int, threads: int, flags: Sequence[str]) -> Sequence[str]:
     if how == APP_PY:
-        return [sys.executable, "app.py"]
+        return [sys.executable, "app.py", *flags]
     serve = shutil.which("waitress-serve", path=str(Path(sys.executable).parent))
     program = [serve] if serve else [sys.executable, "-m", "waitress"]
     return [*program, "--host=127.0.0.1", f"--port={port}", f"--threads={threads}", *flags, "app:app"]

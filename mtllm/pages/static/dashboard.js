@@ -73,7 +73,7 @@ function render() {
   const { stats, period, columns, clients } = figures;
   state("ready", "Live");
   document.querySelectorAll("[data-period]").forEach((element) => (element.textContent = period.name));
-  put("service", [stats.service, stats.caller], () => `${stats.service.model}${stats.service.offline ? ", canned answers" : ""}${stats.service.draining ? ", shutting down" : ""}${stats.caller.key ? `, seen as ${stats.caller.key}` : ""}`);
+  put("service", [stats.service, stats.caller], () => `${stats.service.model}${stats.service.offline ? ", offline" : ""}${stats.service.draining ? ", shutting down" : ""}${stats.caller.key ? `, seen as ${stats.caller.key}` : ""}`);
   put("tiles", [period.window, stats], () => views.tiles(stats, period.window));
   renderChart();
   put("spend-table", columns, () => views.spendTable(columns));
