@@ -382,6 +382,14 @@ _OTHER_ENDPOINTS = (
         errors=_OF_FIGURES,
     ),
     _Endpoint(
+        path="/api/v1/me",
+        id="me",
+        tag="Figures",
+        summary="The caller's own limits, budgets and usage",
+        bodies={200: _json_body(samples.OWN_VIEW)},
+        errors=_OF_FIGURES,
+    ),
+    _Endpoint(
         path="/api/v1/usage",
         id="usage",
         tag="Figures",
@@ -563,4 +571,4 @@ def _models(tasks: Sequence[Task]) -> Iterator[type[BaseModel]]:
             yield schemas.stream_end(task)
     yield from (schemas.StreamDelta, schemas.Error, Health, Readiness)
     yield from (ModelList, OpenAIError, schemas.DryRunAnswer)
-    yield from (schemas.Statistics, schemas.UsageReport, schemas.AttemptsOfRequest, CacheDeletion)
+    yield from (schemas.Statistics, schemas.OwnView, schemas.UsageReport, schemas.AttemptsOfRequest, CacheDeletion)
