@@ -13,8 +13,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Self
 
+from mtllm.billing.drift import DriftMeter
 from mtllm.billing.prices import Price, PriceTable, SpendMeter
-from mtllm.billing.tokens import DriftMeter, TokenCounter
+from mtllm.billing.tokens import TokenCounter
 from mtllm.domain.caller import Caller
 from mtllm.domain.completion import Answer, Instruction, Route, StoredAnswer
 from mtllm.domain.errors import (
