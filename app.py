@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mtllm import __version__, process, wiring
+from mtllm.chat.task import CHAT
+from mtllm.http import shapes
 from mtllm.http.application import Api
 from mtllm.http.dispatcher import waiting
 from mtllm.pages import dashboard, landing, swagger
@@ -25,12 +27,15 @@ from mtllm.stats.sources import MetricsSources, StatsSources
 from mtllm.tasks import TASKS, Task
 from mtllm.wiring import Clock
 
+SERVED = (*TASKS, CHAT)
+"""What is served unless whoever makes the application says otherwise."""
+
 __all__ = ["Api", "create_app", "main"]
 
 
 def create_app(
     settings: Settings,
-    tasks: Sequence[Task] = TASKS,
+    tasks: Sequence[Task] = SERVED,
     *,
     clock: Clock = time.time,
     monotonic: Clock = time.monotonic,
@@ -82,6 +87,7 @@ def create_app(
             logger=service.logger,
         ),
     )
+    shapes.register_models(app, lambda: service.chain.allowed, clock)
     landing.register(app)
     dashboard.register(app, service.keys)
     swagger.register(app, settings, tasks, open_to_all=service.keys.open)

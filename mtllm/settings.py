@@ -128,6 +128,16 @@ def _require_zone(name: str) -> str:
     return name
 
 
+def _parse_aliases(value: object) -> object:
+    """Return `name=model,name=model` as pairs."""
+    if not isinstance(value, str):
+        return value
+    pairs = [tuple(part.strip() for part in pair.split("=")) for pair in value.split(",") if pair.strip()]
+    if any(len(pair) != 2 or not all(re.fullmatch(MODEL_NAME, name) for name in pair) for pair in pairs):
+        raise ValueError("must be name=model pairs separated by commas")
+    return tuple(pairs)
+
+
 def _require_choice(reason: FallbackReason) -> FallbackReason:
     if reason is FallbackReason.SWAPPED:
         raise ValueError("must be unavailable, overloaded, quota or timeout")
@@ -165,6 +175,9 @@ class Settings(BaseModel):
     )
     gemini_models_allowed: Annotated[Names, AfterValidator(_require_model_names)] = Field(
         (), description="Models that a request may name beside those above"
+    )
+    chat_model_aliases: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_parse_aliases)] = Field(
+        (), description="Other names for models, as clients of other services write them: gpt-4o=MODEL,..."
     )
     gemini_thinking: ThinkingLevel = Field(
         ThinkingLevel.MINIMAL,
@@ -311,6 +324,9 @@ class Settings(BaseModel):
                 "gemini_model": toy or offline_name(self.gemini_model),
                 "gemini_fallback_models": () if toy else tuple(map(offline_name, self.gemini_fallback_models)),
                 "gemini_models_allowed": () if toy else tuple(map(offline_name, self.gemini_models_allowed)),
+                "chat_model_aliases": tuple(
+                    (name, toy or offline_name(model)) for name, model in self.chat_model_aliases
+                ),
                 "gemini_api_endpoint": endpoint,
                 "database_url": database,
             }

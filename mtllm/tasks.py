@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -63,9 +63,18 @@ def _accept_whole_float(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+class AnswerOptions(NamedTuple):
+    """What only the shape of an answer hangs on: a forced function, and whether a stream tells its usage at the end."""
+
+    function: str = ""
+    include_usage: bool = False
+
+
 WholeNumber = Annotated[int, BeforeValidator(_accept_whole_float)]
 """An integer; JSON knows numbers only, and some clients write 10 as 10.0."""
 
+
+_NO_OPTIONS = AnswerOptions()
 
 Thinking = Annotated[ThinkingLevel, Field(strict=False)]
 """One of the levels, as a string."""
@@ -84,6 +93,21 @@ class TaskRequest(BaseModel):
         description="The model that is to answer, one of those that this service allows; left out, its own choice.",
         examples=["gemini-2.5-flash-lite"],
     )
+
+    @property
+    def own_limit(self) -> bool:
+        """Return whether the limit of output tokens is ours and not the caller's."""
+        return "max_output_tokens" not in self.model_fields_set
+
+    @property
+    def tag(self) -> str:
+        """Return the caller's word for what the request belongs to, where the body has one."""
+        return ""
+
+    @property
+    def options(self) -> AnswerOptions:
+        """Return what the shape of the answer hangs on."""
+        return _NO_OPTIONS
 
 
 class GenerateTextRequest(TaskRequest):
@@ -181,6 +205,9 @@ def _one_of_the_labels(instruction: Instruction, answer: Answer) -> str:
     return label
 
 
+Shape = Literal["own", "openai"]
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One kind of work: what the edge, the flow and the documentation need to know of it."""
@@ -203,6 +230,8 @@ class Task:
     """The level at which this task is always done; None: the caller's, else the service's."""
     repairs: int = 0
     """How often an answer that is invalid or cut short is asked for again."""
+    shape: Shape = "own"
+    """In whose shape requests and answers are."""
 
     @property
     def streams(self) -> bool:
@@ -263,6 +292,8 @@ class Job(NamedTuple):  # made at every request, and a NamedTuple takes a third 
     """The limit of output tokens is ours, so it may get room for thoughts."""
     own_temperature: bool = False
     """The caller gave the temperature."""
+    tag: str = ""
+    options: AnswerOptions = AnswerOptions()
 
     def told(self, terms: Terms) -> Instruction:
         """Return the instruction as a model with these terms is told it."""
@@ -291,7 +322,7 @@ class Job(NamedTuple):  # made at every request, and a NamedTuple takes a third 
         thinking = "" if plan is None else f" {plan.level or plan.budget}"
         canonical = "\0".join(  # no part holds a NUL, and all but the labels, which come last, are always there
             (
-                f"{self.task.name} {self.task.template_version} {temperature!r} {limit}{thinking}",
+                f"{self.task.name} {self.task.template_version} {temperature!r} {limit}{thinking}{asked.more}",
                 endpoint,
                 model,
                 scope,
@@ -316,9 +347,8 @@ def parse(task: Task, body: bytes, *, max_chars: int) -> Job:
     if repeated:
         raise InvalidRequest(details=tuple(FieldError(name, "is given more than once") for name in repeated))
     instruction = task.instruct(request)
-    if len(instruction.prompt) > max_chars:
+    if len(instruction.prompt) + sum(len(turn.text) for turn in instruction.turns) > max_chars:
         raise InvalidRequest(details=(FieldError(task.prompt_field, f"must have at most {max_chars} characters"),))
-    given = request.model_fields_set
     return Job(
         task,
         instruction,
@@ -326,8 +356,10 @@ def parse(task: Task, body: bytes, *, max_chars: int) -> Job:
         len(body),
         model=request.model,
         thinking=getattr(request, "thinking", None),
-        own_limit="max_output_tokens" not in given,
-        own_temperature="temperature" in given,
+        own_limit=request.own_limit,
+        own_temperature="temperature" in request.model_fields_set,
+        tag=request.tag,
+        options=request.options,
     )
 
 

@@ -24,9 +24,9 @@ ROWS: tuple[set[str], ...] = (
     {"http", "check"},
     {"wiring"},
     {"completions"},
-    {"billing", "ratelimit", "logs"},
+    {"billing", "ratelimit", "logs", "chat"},
     {"ledger", "caching", "gemini", "security", "resilience", "tasks", "settings"},
-    {"domain", "parts", "redis_link", "process", "project", "env_file"},
+    {"domain", "parts", "redis_link", "process", "project", "env_file", "json_schema"},
 )
 """The rooms of the package: each imports only what stands in a row below its own, or itself."""
 

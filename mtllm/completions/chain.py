@@ -304,7 +304,7 @@ def make_chain(
     return ModelChain(
         models,
         allowed=settings.models_allowed,
-        aliases=_offline_aliases(settings.models_allowed) if settings.is_offline else None,
+        aliases=dict(settings.chat_model_aliases) | _offline_aliases(settings),
         fall_back_on=settings.gemini_fallback_on,
         table=table,
         thinking=settings.gemini_thinking,
@@ -314,9 +314,11 @@ def make_chain(
     )
 
 
-def _offline_aliases(models: tuple[str, ...]) -> dict[str, str]:
+def _offline_aliases(settings: Settings) -> dict[str, str]:
     """Return the real names of the models that the emulator plays, so that a client need not know that it does."""
-    return {model.removeprefix(OFFLINE_PREFIX): model for model in models}
+    if not settings.is_offline:
+        return {}
+    return {model.removeprefix(OFFLINE_PREFIX): model for model in settings.models_allowed}
 
 
 def reason_to_fall_back(failure: UpstreamFailure) -> FallbackReason | None:

@@ -87,6 +87,13 @@ class FinishReason(StrEnum):
     MAX_TOKENS = "max_tokens"
 
 
+class Turn(NamedTuple):
+    """One thing said in a conversation: by the user, or (`by_model`) by the model."""
+
+    by_model: bool
+    text: str
+
+
 class Instruction(NamedTuple):  # fitted to a model at every request, which a NamedTuple makes three times as fast
     """The question to a model: everything about a request that changes the answer, and nothing else."""
 
@@ -99,11 +106,26 @@ class Instruction(NamedTuple):  # fitted to a model at every request, which a Na
     """When not empty, the answer is constrained to exactly one of these."""
     thinking: ThinkingPlan | None = None
     """What the model is told of thinking; None: nothing."""
+    turns: tuple[Turn, ...] = ()
+    """What was said before the prompt."""
+    json_schema: str | None = None
+    """The answer is JSON that fits this schema (as JSON); empty: any JSON; None: text."""
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
         """Return all the words that are sent, for counting tokens."""
-        return "\n".join((self.system or "", self.prompt, *self.labels))
+        said = (turn.text for turn in self.turns)
+        return "\n".join((self.system or "", *said, self.prompt, *self.labels, self.json_schema or ""))
+
+    @property
+    def more(self) -> str:
+        """Return what only few instructions have, for the key of the answer; empty where there is nothing of it."""
+        if not (self.turns or self.stop) and self.json_schema is None and self.top_p is None and self.seed is None:
+            return ""
+        return json.dumps([self.turns, self.json_schema, self.top_p, self.seed, self.stop])
 
 
 class Terms(NamedTuple):

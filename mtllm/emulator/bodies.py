@@ -1,7 +1,7 @@
 """The body of a request, read as Google reads it.
 
     BodyReader           the fields of a generateContent or countTokens request, and what is wrong with them
-    Turn                 one of its contents
+    CallTurn                 one of its contents
     ThinkingWish         its thinkingConfig
     DeclaredFunction     a function that the answer must call
 
@@ -54,7 +54,7 @@ def _spell_snake(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class CallTurn:
     """One of `contents`: its texts, and how much else."""
 
     texts: tuple[str, ...] = ()
@@ -64,13 +64,13 @@ class Turn:
     valid: bool = True
 
 
-def _read_turn(content: Any) -> Turn:
+def _read_turn(content: Any) -> CallTurn:
     if not isinstance(content, dict):
-        return Turn(valid=content is None)
+        return CallTurn(valid=content is None)
     parts = [part for part in _items(content.get("parts"), single=True) if isinstance(part, dict) and part]
     texts = tuple(str(part["text"]) for part in parts if isinstance(part.get("text"), str))
     others = [part for part in parts if "text" not in part]
-    return Turn(
+    return CallTurn(
         texts=texts,
         parts=len(others) + sum(1 for text in texts if text),
         media_tokens=sum(map(_count_media, others)),
@@ -136,7 +136,7 @@ class BodyReader:
             self._complain("Invalid JSON payload received. The root of a request must be an object.")
         return _mapping(body)
 
-    def _read_turns(self) -> Iterator[Turn]:
+    def _read_turns(self) -> Iterator[CallTurn]:
         contents = one_field(self._body, "contents")
         if contents is not None and not isinstance(contents, dict | list):
             self._complain_value("contents", "Content", contents)

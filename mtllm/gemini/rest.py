@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import quote
 
-from mtllm.domain.completion import Instruction
+from mtllm.domain.completion import Instruction, Turn
 from mtllm.domain.thinking import ThinkingPlan
 from mtllm.gemini.answers import Chunk, read_chunk
 from mtllm.gemini.bodies import read_document, read_documents
@@ -57,6 +57,16 @@ def generation_config(instruction: Instruction) -> dict[str, Any]:
     if instruction.labels:
         config["responseMimeType"] = "text/x.enum"
         config["responseSchema"] = {"type": "STRING", "enum": list(instruction.labels)}
+    if instruction.json_schema is not None:
+        config["responseMimeType"] = "application/json"
+    if instruction.json_schema:
+        config["responseJsonSchema"] = json.loads(instruction.json_schema)
+    if instruction.top_p is not None:
+        config["topP"] = instruction.top_p
+    if instruction.seed is not None:
+        config["seed"] = instruction.seed
+    if instruction.stop:
+        config["stopSequences"] = list(instruction.stop)
     if instruction.thinking is not None:
         config["thinkingConfig"] = thinking_config(instruction.thinking)
     return config
@@ -80,9 +90,15 @@ def count_tokens(session: Session, model: str, text: str, call: BoundedCall) -> 
     return as_count(document.get("totalTokens"))
 
 
+def contents(instruction: Instruction) -> list[dict[str, Any]]:
+    """Return Google's contents: what was said before, and the prompt."""
+    turns = (*instruction.turns, Turn(False, instruction.prompt))
+    return [{"role": "model" if turn.by_model else "user", "parts": [{"text": turn.text}]} for turn in turns]
+
+
 def _body(instruction: Instruction) -> bytes:
     asked: dict[str, Any] = {
-        "contents": [{"role": "user", "parts": [{"text": instruction.prompt}]}],
+        "contents": contents(instruction),
         "generationConfig": generation_config(instruction),
     }
     if instruction.system:

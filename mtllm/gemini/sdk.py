@@ -18,12 +18,11 @@ from urllib.parse import urlsplit
 from urllib3 import BaseHTTPResponse
 
 from mtllm.domain.completion import Instruction
-from mtllm.domain.thinking import ThinkingPlan
 from mtllm.gemini.answers import Chunk, read_chunk
 from mtllm.gemini.bodies import read_document, read_documents
 from mtllm.gemini.connections import Session
 from mtllm.gemini.deadlines import BoundedCall
-from mtllm.gemini.rest import SOCKET_GRACE_SECONDS, thinking_config
+from mtllm.gemini.rest import SOCKET_GRACE_SECONDS, contents, generation_config
 
 _importing = threading.Lock()
 
@@ -71,7 +70,7 @@ class Sdk:
 
     def _begin(self, instruction: Instruction) -> deque[Mapping[str, Any]]:
         """Leave for the bridge, on this thread, what the SDK cannot say; return where it leaves what it reads."""
-        self._documents.thinking = instruction.thinking
+        self._documents.instruction = instruction
         read = self._documents.read = deque[Mapping[str, Any]]()
         return read
 
@@ -80,12 +79,16 @@ class Sdk:
         config: dict[str, object] = {"max_output_tokens": instruction.max_output_tokens, "candidate_count": 1}
         if instruction.temperature is not None:
             config["temperature"] = instruction.temperature
+        if instruction.top_p is not None:
+            config["top_p"] = instruction.top_p
+        if instruction.stop:
+            config["stop_sequences"] = instruction.stop
         if instruction.labels:
             config["response_mime_type"] = "text/x.enum"
             config["response_schema"] = {"type_": self._string_type, "enum": instruction.labels}
         message = self._request_type.pb()(
             model=model if "/" in model else f"models/{model}",
-            contents=[{"role": "user", "parts": [{"text": instruction.prompt}]}],
+            contents=contents(instruction),
             system_instruction=instruction.system and {"parts": [{"text": instruction.system}]},
             generation_config=config,
         )
@@ -118,11 +121,11 @@ class _Bridge:
 
     def _complete(self, data: str) -> str:
         """Return the request with what the SDK's messages have no field for."""
-        plan: ThinkingPlan | None = self._documents.thinking
-        if plan is None:
+        instruction: Instruction = self._documents.instruction
+        if instruction.thinking is None and instruction.json_schema is None and instruction.seed is None:
             return data
         asked = json.loads(data)
-        asked["generationConfig"]["thinkingConfig"] = thinking_config(plan)
+        asked["generationConfig"] = generation_config(instruction)
         return json.dumps(asked)
 
 

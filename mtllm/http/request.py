@@ -9,7 +9,7 @@ from random import Random
 from mtllm.domain.completion import NO_CACHE_CONTROL, CacheControl
 from mtllm.domain.errors import FieldError, InvalidRequest
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _TAG = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DELTA_SECONDS = re.compile(r"[0-9]{1,10}")
@@ -37,7 +37,7 @@ _UUID4_SET = (0x4 << 76) | (0x2 << 62)
 
 def choose_request_id(offered: str | None) -> str:
     """Return the caller's id where it is harmless, else a new UUID4 (RFC 9562, section 5.4)."""
-    if offered is not None and _REQUEST_ID.fullmatch(offered):
+    if offered is not None and REQUEST_ID.fullmatch(offered):
         return offered
     digits = f"{_random.bits(128) & _UUID4_CLEAR | _UUID4_SET:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

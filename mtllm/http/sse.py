@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from mtllm.completions.live_stream import LiveStream
 from mtllm.domain import errors
 from mtllm.domain.completion import Completion, Origin
-from mtllm.domain.money import format_usd
 from mtllm.http.dispatcher import waiting
-from mtllm.http.error_body import error_body
 from mtllm.http.exchange import Exchange
+from mtllm.http.shapes import Events, events_of
 
 KEEP_ALIVE_SECONDS = 10.0
 """A silence this long is broken by a comment, so that no proxy takes the connection for dead."""
@@ -66,11 +63,12 @@ def next_part(
 
 def events(exchange: Exchange, live: LiveStream, part: str | Completion | None) -> Iterator[bytes]:
     """Yield the body of the response, which begins with `part`."""
+    written = events_of(exchange, live)
     while not isinstance(part, Completion):
-        yield KEEP_ALIVE if part is None else _data({"delta": part})
+        yield KEEP_ALIVE if part is None else written.delta(part)
         part = next_part(exchange, live)
     _conclude(exchange, part)
-    yield from _end(exchange, part)
+    yield from _end(written, part)
 
 
 def close(exchange: Exchange, live: LiveStream) -> None:
@@ -99,28 +97,5 @@ def _conclude(exchange: Exchange, completion: Completion) -> None:
         exchange.fail(completion.error)
 
 
-def _end(exchange: Exchange, completion: Completion) -> Iterator[bytes]:
-    if completion.error is not None:
-        yield b"event: error\ndata: " + error_body(completion.error, exchange.request_id) + b"\n\n"
-        return
-    assert completion.answer is not None  # noqa: S101  # an answer or an error, by construction
-    if completion.cached:
-        yield _data({"delta": completion.answer.text})
-    said = {"cost": _cost(completion), "cached": completion.cached, "request_id": exchange.request_id}
-    body = completion.answer.body_ignoring(completion.ignored)
-    yield b"event: done\n" + _data(json.loads(body) | said)
-
-
-def _cost(completion: Completion) -> dict[str, Any]:
-    cost = completion.receipt.amount.cost
-    return {
-        "input": format_usd(cost.input),
-        "output": format_usd(cost.output),
-        "total": format_usd(cost.total),
-        "nanodollars": cost.total,
-    }
-
-
-def _data(value: dict[str, Any]) -> bytes:
-    """Return an event in ASCII: clients of `str.splitlines` (httpx) end a line at U+2028 and its like too."""
-    return b"data: " + json.dumps(value).encode() + b"\n\n"
+def _end(events: Events, completion: Completion) -> Iterator[bytes]:
+    return events.done(completion) if completion.error is None else events.failed(completion.error)

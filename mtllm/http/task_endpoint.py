@@ -16,11 +16,11 @@ from mtllm.domain.completion import CacheControl, Completion
 from mtllm.domain.errors import ApiError
 from mtllm.http import sse
 from mtllm.http.body import JSON, read_body
-from mtllm.http.error_body import error_body
 from mtllm.http.exchange import Exchange
 from mtllm.http.guard import Guard
 from mtllm.http.lifecycle import Lifecycle
 from mtllm.http.request import read_cache_control, read_tag
+from mtllm.http.shapes import answer_body, failure_body, failure_headers, shape_error
 from mtllm.security.access import Access, challenge
 from mtllm.settings import Settings
 from mtllm.tasks import Job, Task, parse
@@ -86,7 +86,7 @@ class TaskEndpoint:
             key.name if key else None,
             self._budgets.of(key),
             key.models if key else None,
-            read_tag(tag) if tag else "",
+            read_tag(tag) if tag else job.tag,
         )
         if job.stream:
             return self._stream(exchange, job, caller, cache_control)
@@ -94,7 +94,7 @@ class TaskEndpoint:
         exchange.completion = completion = self._completions.complete(job, caller, cache_control, deadline=deadline)
         if completion.answer is None:
             return refuse(exchange, completion.error or errors.InternalError())
-        return TaskReply(200, completion.answer.body_ignoring(completion.ignored))
+        return TaskReply(200, answer_body(exchange, completion))
 
     def _count(self, exchange: Exchange) -> None:
         """Count the request against its client's windows. Raises RateLimited."""
@@ -124,8 +124,9 @@ class TaskEndpoint:
 
 def refuse(exchange: Exchange, error: ApiError) -> TaskReply:
     """Note `error` and return its JSON: a sentence, a code, the request's id, and details where there are any."""
+    error = shape_error(exchange, error)
     exchange.fail(error)
-    more = list(error.headers().items())
+    more = [*error.headers().items(), *failure_headers(exchange, error)]
     if error.status == 401:
         more.append(("WWW-Authenticate", challenge(exchange.environ.get("PATH_INFO", ""))))
-    return TaskReply(error.status, error_body(error, exchange.request_id), JSON, more)
+    return TaskReply(error.status, failure_body(exchange, error), JSON, more)

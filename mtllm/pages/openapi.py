@@ -21,6 +21,7 @@ import mtllm
 from mtllm import tasks as task_rules
 from mtllm.billing.export import COLUMNS
 from mtllm.billing.prices import Price
+from mtllm.chat.shape import UnknownModel, render_error
 from mtllm.domain import errors
 from mtllm.domain.completion import Answer, render_body
 from mtllm.domain.errors import ApiError, FieldError
@@ -28,6 +29,7 @@ from mtllm.domain.money import Amount, Charge, TokenUsage
 from mtllm.http.error_body import error_body
 from mtllm.ledger.ledger import GroupBy
 from mtllm.pages import samples
+from mtllm.pages.openai_bodies import ChatCompletion, ModelList, OpenAIError
 from mtllm.pages.paths import DOCUMENT_PATH
 from mtllm.security.access import Access, access_of
 from mtllm.settings import Settings
@@ -35,7 +37,7 @@ from mtllm.stats import schemas
 from mtllm.stats.body import ResponseBody
 from mtllm.stats.formats import FORMATS
 from mtllm.stats.health import CacheDeletion, Health, Readiness
-from mtllm.tasks import Task
+from mtllm.tasks import Shape, Task
 
 ERRORS: tuple[type[ApiError], ...] = tuple(
     found for found in vars(errors).values() if isinstance(found, type) and "code" in vars(found)
@@ -59,7 +61,7 @@ def render_document(settings: Settings, tasks: Sequence[Task], *, open_to_all: b
 
 
 def _document(settings: Settings, tasks: Sequence[Task], open_to_all: bool) -> Json:
-    endpoints = [*map(_task_endpoint, tasks), *_OTHER_ENDPOINTS]
+    endpoints = [*map(_endpoint_of, tasks), *_OTHER_ENDPOINTS]
     return {
         "openapi": "3.1.1",
         "info": {
@@ -130,6 +132,8 @@ class _Endpoint:
     """On errors too."""
     also_at: str | None = field(default=None)
     """A second path with the same answer."""
+    shape: Shape = "own"
+    """In whose shape errors are."""
 
     def operation(self, open_to_all: bool, path: str) -> Json:
         """Return the operation object of this method at `path`."""
@@ -153,7 +157,7 @@ class _Endpoint:
         for error in dict.fromkeys((*_EVERYWHERE, *keyed, *self.errors)):
             by_status.setdefault(error.status, []).append(error)
         for status, group in by_status.items():
-            yield str(status), _error_response(group, self.headers_of_all)
+            yield str(status), _error_response(group, self.headers_of_all, self.shape)
 
 
 def _paths(endpoints: Iterable[_Endpoint], open_to_all: bool) -> Json:
@@ -180,15 +184,17 @@ def _response(description: str, content: Json, headers: Iterable[str]) -> Json:
     }
 
 
-def _error_response(group: list[type[ApiError]], headers: tuple[str, ...]) -> Json:
+def _error_response(group: list[type[ApiError]], headers: tuple[str, ...], shape: Shape) -> Json:
     own = dict.fromkeys(name for error in group for name in _example_of(error).headers())
     if errors.Unauthorized in group:
         own["WWW-Authenticate"] = None
     codes = [error.code for error in group]
     schema = {"allOf": [_ref("Error"), {"properties": {"code": {"enum": codes}}}]}
-    examples = {code: {"$ref": f"#/components/examples/{code}"} for code in codes}
+    content: Json = {"schema": schema, "examples": {code: {"$ref": f"#/components/examples/{code}"} for code in codes}}
+    if shape == "openai":
+        content = {"schema": _ref("OpenAIError"), "example": json.loads(render_error(_example_of(group[0])))}
     description = " Or: ".join(_markdown(error.sentence) for error in group)
-    return _response(description, {"application/json": {"schema": schema, "examples": examples}}, (*headers, *own))
+    return _response(description, {"application/json": content}, (*headers, *own))
 
 
 def _markdown(sentence: str) -> str:
@@ -227,6 +233,39 @@ def _json_body(example: ResponseBody) -> Json:
 
 
 # Tasks ----------------------------------------------------------------------------------------------------------------
+
+
+def _endpoint_of(task: Task) -> _Endpoint:
+    return _chat_endpoint(task) if task.shape == "openai" else _task_endpoint(task)
+
+
+def _chat_endpoint(task: Task) -> _Endpoint:
+    chunks = {"type": "string", "description": "chat.completion.chunk objects as data, then `[DONE]`."}
+    return _Endpoint(
+        method="POST",
+        path=task.path,
+        id="chat_completions",
+        tag="Tasks",
+        summary=task.summary,
+        description="For clients that speak OpenAI's API. What is not served is refused by name.",
+        parameters=("CacheControl", "Tag", "Traceparent"),
+        request={
+            "required": True,
+            "content": {
+                "application/json": {"schema": _ref(task.request_model.__name__), "example": samples.CHAT_REQUEST}
+            },
+        },
+        bodies={
+            200: {
+                "application/json": {"schema": _ref(ChatCompletion.__name__), "example": samples.CHAT_ANSWER},
+                "text/event-stream": {"schema": chunks, "example": samples.CHAT_EVENTS},
+            }
+        },
+        headers=(*schemas.ANSWER_HEADERS, "X-Cost-Pending"),
+        errors=(*_OF_TASKS, UnknownModel),
+        headers_of_all=schemas.TASK_HEADERS,
+        shape="openai",
+    )
 
 
 def _task_endpoint(task: Task) -> _Endpoint:
@@ -299,6 +338,16 @@ def _export_bodies() -> Json:
 
 _OTHER_ENDPOINTS = (
     _Endpoint(
+        path="/v1/models",
+        id="models",
+        tag="Tasks",
+        summary="The models that a request may name, in OpenAI's shape",
+        bodies={
+            200: {"application/json": {"schema": _ref(ModelList.__name__), "example": samples.MODELS}},
+        },
+        shape="openai",
+    ),
+    _Endpoint(
         path="/api/v1/health",
         also_at="/health",
         id="health",
@@ -357,7 +406,7 @@ _OTHER_ENDPOINTS = (
         description="Needs the admin key. Callers may repeat an id of theirs; then all their requests are shown.",
         parameters=("OfRequest",),
         bodies={200: _json_body(samples.ATTEMPTS)},
-        errors=_OF_FIGURES,
+        errors=_OF_QUERIES,
     ),
     _Endpoint(
         method="DELETE",
@@ -424,14 +473,14 @@ _PARAMETERS: Json = {
         "header",
         "X-Tag",
         "A word of the caller's for what the request belongs to; in the ledger, the export and `group_by=tag`.",
-        {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+        {"type": "string", "pattern": "^[A-Za-z0-9._-]{0,64}$"},
         "newsletter",
     ),
     "OfRequest": _parameter(
         "path",
         "request_id",
         "The request's X-Request-ID.",
-        {"type": "string", "pattern": "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"},
+        {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
         samples.REQUEST_ID,
     )
     | {"required": True},
@@ -491,7 +540,8 @@ def _schemas(tasks: Sequence[Task], settings: Settings) -> Json:
     described: Json = definitions["$defs"]
     for task in tasks:
         properties = described[task.request_model.__name__]["properties"]
-        properties[task.prompt_field]["maxLength"] = settings.max_prompt_chars
+        if task.shape == "own":
+            properties[task.prompt_field]["maxLength"] = settings.max_prompt_chars
         [named, _no_model] = properties["model"]["anyOf"]
         named["enum"] = list(settings.models_allowed)
     described["Error"]["properties"]["code"]["enum"] = [error.code for error in ERRORS]
@@ -501,8 +551,12 @@ def _schemas(tasks: Sequence[Task], settings: Settings) -> Json:
 def _models(tasks: Sequence[Task]) -> Iterator[type[BaseModel]]:
     for task in tasks:
         yield task.request_model
+        if task.shape == "openai":
+            yield from (ChatCompletion, OpenAIError)
+            continue
         yield schemas.task_answer(task)
         if task.streams:
             yield schemas.stream_end(task)
     yield from (schemas.StreamDelta, schemas.Error, Health, Readiness)
+    yield from (ModelList, OpenAIError)
     yield from (schemas.Statistics, schemas.UsageReport, schemas.AttemptsOfRequest, CacheDeletion)

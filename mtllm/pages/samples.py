@@ -185,3 +185,39 @@ EXPORTED = ExportRow(
     tag="newsletter",
 )
 METRICS = '# TYPE mtllm_requests_total counter\nmtllm_requests_total{route="/health",status="200",origin="none"} 1.0\n'
+
+CHAT_REQUEST = {
+    "model": "gemini-2.5-flash-lite",
+    "messages": [{"role": "user", "content": "Explain HTTP caching in two sentences."}],
+}
+CHAT_ANSWER = {
+    "id": f"chatcmpl-{REQUEST_ID}",
+    "object": "chat.completion",
+    "created": 1_795_449_182,
+    "model": "gemini-2.5-flash-lite",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "A cache keeps answers.", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ],
+    "usage": {
+        "prompt_tokens": 12,
+        "completion_tokens": 18,
+        "total_tokens": 30,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    },
+    "cost": {"total": "0.000008", "nanodollars": 8400},
+}
+MODELS = {
+    "object": "list",
+    "data": [{"id": "gemini-2.5-flash-lite", "object": "model", "created": 1_795_449_182, "owned_by": "google"}],
+}
+CHAT_EVENTS = (
+    'data: {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1795449182, "choices": [{"index": 0, '
+    '"delta": {"role": "assistant", "content": "A cache"}, "finish_reason": null}]}\n\n'
+    "data: [DONE]\n\n"
+)

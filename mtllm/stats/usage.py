@@ -13,6 +13,7 @@ from flask import Flask, Response, request
 from mtllm.domain.errors import MAX_FIELD_NAME_CHARS, MAX_REPORTED_FIELDS, FieldError, InvalidRequest
 from mtllm.domain.times import LATEST, find_zone, parse_time
 from mtllm.http.exchange import current_exchange
+from mtllm.http.request import REQUEST_ID
 from mtllm.ledger.ledger import GroupBy, Ledger
 from mtllm.security.access import ApiKey
 from mtllm.stats.body import respond
@@ -39,6 +40,8 @@ def register(app: Flask, ledger: Ledger, clock: Callable[[], float]) -> None:
     def attempts(request_id: str) -> Response:
         from mtllm.stats.usage_report import collect_attempts
 
+        if not REQUEST_ID.fullmatch(request_id):
+            raise InvalidRequest(details=(FieldError("request_id", "must be one that a request can have"),))
         ledger.flush()
         return respond(collect_attempts(ledger, request_id))
 
