@@ -324,7 +324,7 @@ class TestTheRealModel:
 
     def test_json_fits_its_schema(self, ask: GeminiClient) -> None:
         schema = {"type": "OBJECT", "properties": {"age": {"type": "INTEGER"}}, "required": ["age"]}
-        as_json = {"responseMimeType": "application/json", "responseSchema": schema, "temperature": 0}
+        as_json: dict[str, Any] = {"responseMimeType": "application/json", "responseSchema": schema, "temperature": 0}
         wish = asking("Tom is 31. His age as JSON.", **as_json)
         assert isinstance(json.loads(said(ask.post("generateContent", wish)[1]))["age"], int)
 
