@@ -32,6 +32,7 @@ from mtllm.caching.responses import AnswerStore
 from mtllm.completions.attempts import Attempts
 from mtllm.completions.cache_policy import CachePolicy
 from mtllm.completions.chain import ModelChain, make_chain
+from mtllm.completions.dry_run import DryRuns
 from mtllm.completions.free_look import FreeLook
 from mtllm.completions.request import AnswerKeys
 from mtllm.completions.service import Completions, Waiting
@@ -98,6 +99,7 @@ class Service:
     free_look: FreeLook
     admission: Admission
     completions: Completions
+    dry_runs: DryRuns
 
     def open(self, threads: int) -> None:
         """Start every part for a server with so many threads; do nothing when already open."""
@@ -203,6 +205,7 @@ def build(
         clock=clock,
         monotonic=monotonic,
     )
+    keys_of_answers = AnswerKeys(settings.cache_scope == "key", _answering_endpoint(settings))
     completions = Completions(
         chain,
         model,
@@ -211,7 +214,7 @@ def build(
         admission=admission,
         pool=workers,
         waiting=waiting,
-        keys=AnswerKeys(settings.cache_scope == "key", _answering_endpoint(settings)),
+        keys=keys_of_answers,
         monotonic=monotonic,
     )
     add(WarmUp(ledger, model), start=WarmUp.start)
@@ -245,6 +248,7 @@ def build(
         free_look=free_look,
         admission=admission,
         completions=completions,
+        dry_runs=DryRuns(chain, model, keys_of_answers, cache, recorder, ledger, clock=clock, monotonic=monotonic),
     )
 
 

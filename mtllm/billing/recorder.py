@@ -203,6 +203,10 @@ class CostRecorder:
         cost = price.cost(usage.input, usage.output, usage.cached_input) if price else NO_COST
         return Charge(Amount(usage, cost), price, estimated=answer.usage is None)
 
+    def estimate_input(self, instruction: Instruction) -> int:
+        """Return tiktoken's estimate of the tokens that an instruction is."""
+        return self._counter.estimate_tokens(instruction.text)
+
     def book_hit(self, job: Job, caller: Caller, answer: StoredAnswer, route: Route, *, shared: bool) -> None:
         """Book an answer that cost nothing (`shared`: with a request in flight); written within a second."""
         self._ledger.record_hit(
