@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from mtllm import process
+from mtllm.billing.counting import estimate_apart
+from mtllm.billing.drift import DriftMeter
 from mtllm.billing.maintenance import LedgerMaintenance
 from mtllm.billing.prices import PriceTable, SpendMeter
 from mtllm.billing.recorder import CostRecorder
 from mtllm.billing.redis_spend import SharedSpend
-from mtllm.billing.tokens import DriftMeter, TokenCounter
+from mtllm.billing.tokens import TokenCounter
 from mtllm.caching.journal import ResponseJournal
 from mtllm.caching.journal_file import JournalFile
 from mtllm.caching.redis_tier import TieredCache
@@ -152,7 +154,7 @@ def build(
         redis.on_beat(SharedSpend(redis, spend).sync)
         add(redis, start=lambda link, _threads: link.open(), close=RedisLink.close, checks={"redis": _check_redis})
     counter = TokenCounter()
-    drift = add(DriftMeter(counter.estimate_tokens), close=DriftMeter.close)
+    drift = add(DriftMeter(estimate_apart), close=DriftMeter.close)
     recorder = CostRecorder(
         ledger,
         _load_prices(settings),

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Self
 
+from mtllm.billing.drift import DriftMeter
 from mtllm.billing.prices import Price, PriceTable, SpendMeter
-from mtllm.billing.tokens import DriftMeter, TokenCounter
+from mtllm.billing.tokens import TokenCounter
 from mtllm.domain.caller import Caller
 from mtllm.domain.completion import Answer, Instruction, Route, StoredAnswer
 from mtllm.domain.errors import (
@@ -142,6 +143,10 @@ class CostRecorder:
     def price_of(self, model: str, at: float) -> Price | None:
         """Return the price of `model` on the UTC day of `at`; None when the table has none."""
         return self._prices.price_of(model, datetime.fromtimestamp(at, UTC).date())
+
+    def next_price_of(self, model: str, at: float) -> Price | None:
+        """Return the price of `model` that begins after the UTC day of `at`; None where no change is dated."""
+        return self._prices.next_price_of(model, datetime.fromtimestamp(at, UTC).date())
 
     def attempt(self, job: Job, caller: Caller, route: Route, *, number: int, seconds: float) -> OpenAttempt:
         """Put attempt `number` on disk with an upper bound of its cost, before Gemini is called.

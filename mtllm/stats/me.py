@@ -74,7 +74,7 @@ def _budget(sources: OwnViewSources, budget: Budget) -> schemas.OwnBudget:
         limit=dollars(budget.limit),
         spent=dollars(state.spent),
         reserved=dollars(state.reserved),
-        ends=rfc3339(sources.ledger.calendar.end(budget.period, now)),
+        ends_at=rfc3339(sources.ledger.calendar.end(budget.period, now)),
     )
 
 

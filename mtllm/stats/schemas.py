@@ -330,6 +330,25 @@ class BudgetFigures(DescribedBody):
     """Upper bounds of calls that are not settled, or of which Gemini may bill more than is known."""
 
 
+class BudgetPace(BudgetFigures):
+    """A budget of the service, and how long it lasts."""
+
+    ends_at: str = Field(json_schema_extra={"format": "date-time"})
+    """When its day or month ends."""
+    used_up_at: str | None
+    """When it is used up at the pace of its day or month so far; null where that is not before its end."""
+
+
+class NextPrice(DescribedBody):
+    """A price that is dated in the future."""
+
+    since: str = Field(json_schema_extra={"format": "date"})
+    """Its first day (UTC)."""
+    input_price: float
+    """Dollars per million tokens."""
+    output_price: float
+
+
 class ModelFigures(DescribedBody):
     """One model of the chain."""
 
@@ -341,6 +360,8 @@ class ModelFigures(DescribedBody):
     input_price: float | None
     """Dollars per million tokens today; null where no price is known."""
     output_price: float | None
+    next_price: NextPrice | None
+    """The next change of the price; null where none is dated."""
 
 
 class FallbackFigures(DescribedBody):
@@ -419,6 +440,8 @@ class ServiceFigures(DescribedBody):
     """Requests not yet closed, this one included."""
     draining: bool
     """It is shutting down."""
+    admin_key: bool
+    """An admin key is configured."""
 
 
 class RedisFigures(DescribedBody):
@@ -443,9 +466,9 @@ class Statistics(DescribedBody):
     """By the task's name: text, code, classify."""
     latency: LatencyFigures
     token_estimate: EstimateFigures
-    budget: BudgetFigures | None
+    budget: BudgetPace | None
     """The service's of the day; null without DAILY_BUDGET_USD."""
-    monthly_budget: BudgetFigures | None
+    monthly_budget: BudgetPace | None
     """The service's of the month; null without MONTHLY_BUDGET_USD."""
     models: list[ModelFigures]
     """The chain, in the order in which its models are asked."""
@@ -527,7 +550,7 @@ class OwnBudget(BudgetFigures):
 
     scope: Literal["service", "key"]
     period: Period
-    ends: str
+    ends_at: str
     """When the day or the month ends."""
 
 
