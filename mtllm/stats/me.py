@@ -13,7 +13,7 @@ from mtllm.domain.money import dollars
 from mtllm.domain.periods import Period
 from mtllm.domain.times import rfc3339
 from mtllm.http.exchange import Exchange, current_exchange
-from mtllm.ledger.ledger import Ledger
+from mtllm.ledger.ledger import Ledger, Selection
 from mtllm.stats import schemas
 from mtllm.stats.body import respond
 from mtllm.wiring import AnyLimiter, Budgets
@@ -81,7 +81,7 @@ def _budget(sources: OwnViewSources, budget: Budget) -> schemas.OwnBudget:
 def _usage(sources: OwnViewSources, period: Period, key: str | None) -> schemas.OwnUsage:
     now, calendar = sources.clock(), sources.ledger.calendar
     began = calendar.start(period, now)
-    groups = sources.ledger.usage(began, now + 1, period, key=key, zone=calendar.zone)
+    groups = sources.ledger.usage(began, now + 1, period, only=Selection(key=key), zone=calendar.zone)
     return schemas.OwnUsage(
         since=rfc3339(began),
         total_requests=sum(group.requests for group in groups),
