@@ -169,6 +169,7 @@ def build(
             retention_days=settings.usage_retention_days,
             report=notices.reporter("ledger_upkeep"),
             clock=clock,
+            monotonic=monotonic,
         ),
         start=lambda maintenance, _threads: maintenance.start(),
         close=LedgerMaintenance.close,
