@@ -66,6 +66,7 @@ class Server:
         environ: Mapping[str, str] | None = None,
         core: int | None = CORES.server,
         healthy_path: str = "/health",
+        folder: Path = PROJECT,
     ) -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
@@ -74,13 +75,14 @@ class Server:
         self._environ = dict(_plain_environ() if environ is None else environ)
         self._core = core
         self._healthy_path = healthy_path
+        self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the server is stopped
 
     def __enter__(self) -> Self:
         started = time.perf_counter()
         process = subprocess.Popen(
-            self._command, cwd=PROJECT, env=self._environ, stdout=subprocess.DEVNULL, stderr=self._complaints
+            self._command, cwd=self._folder, env=self._environ, stdout=subprocess.DEVNULL, stderr=self._complaints
         )
         self._process = pinned(process, self._core)
         try:
@@ -162,16 +164,22 @@ def emulator(latency_ms: float = 0) -> Server:
 
 @contextmanager
 def service(
-    upstream: Server, *, threads: int | None = None, offline: bool = False, **settings: str
+    upstream: Server,
+    *,
+    threads: int | None = None,
+    offline: bool = False,
+    checkout: Path = PROJECT,
+    **settings: str,
 ) -> Iterator[Server]:
-    """The service with everything on and limits that nobody reaches, in a folder of its own.
+    """The service with everything on and limits that nobody reaches, with state of its own.
 
-    With `threads` under `waitress-serve --threads=N app:app`, else under `python app.py`.
+    With `threads` under `waitress-serve --threads=N app:app`, else under `python app.py`; that of another `checkout`
+    too.
     """
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="mtllm-benchmark-") as folder:
         environ = _plain_environ() | everything_on(Path(folder), upstream.url) | settings | {"PORT": str(port)}
-        with Server(_command(port, threads, offline=offline), port, environ=environ) as server:
+        with Server(_command(port, threads, offline=offline), port, environ=environ, folder=checkout) as server:
             yield server
 
 

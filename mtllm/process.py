@@ -33,6 +33,16 @@ def _use_one_arena() -> None:
             mallopt(_M_ARENA_MAX, 1)
 
 
+def give_back_memory() -> None:
+    """Have malloc give the pages that hold nothing any more back to the system, which it does not do by itself."""
+    if sys.platform == "linux":
+        import ctypes
+
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:  # musl gives back by itself
+            trim(0)
+
+
 def allow_descriptors(wanted: int) -> None:
     """Raise the soft limit of open files to `wanted`, as far as the hard limit allows."""
     if sys.platform == "win32":

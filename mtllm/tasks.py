@@ -94,6 +94,7 @@ class TaskRequest(BaseModel):
         description="The model that is to answer, one of those that this service allows; left out, its own choice.",
         examples=["gemini-2.5-flash-lite"],
     )
+    dry_run: bool = Field(False, description="Tell what the request would cost at most, and ask nothing.")
 
     @property
     def own_limit(self) -> bool:
@@ -303,6 +304,8 @@ class Job(NamedTuple):  # made at every request, and a NamedTuple takes a third 
     """The caller gave the temperature."""
     tag: str = ""
     options: AnswerOptions = AnswerOptions()
+    dry_run: bool = False
+    """Only what it would cost is asked for."""
 
     def told(self, terms: Terms) -> Instruction:
         """Return the instruction as a model with these terms is told it."""
@@ -369,6 +372,7 @@ def parse(task: Task, body: bytes, *, max_chars: int) -> Job:
         own_temperature="temperature" in request.model_fields_set,
         tag=request.tag,
         options=request.options,
+        dry_run=request.dry_run,
     )
 
 

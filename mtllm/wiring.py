@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from mtllm import process
+from mtllm.billing.counting import estimate_apart
+from mtllm.billing.drift import DriftMeter
 from mtllm.billing.maintenance import LedgerMaintenance
 from mtllm.billing.prices import PriceTable, SpendMeter
 from mtllm.billing.recorder import CostRecorder
 from mtllm.billing.redis_spend import SharedSpend
-from mtllm.billing.tokens import DriftMeter, TokenCounter
+from mtllm.billing.tokens import TokenCounter
 from mtllm.caching.journal import ResponseJournal
 from mtllm.caching.journal_file import JournalFile
 from mtllm.caching.redis_tier import TieredCache
@@ -30,6 +32,7 @@ from mtllm.caching.responses import AnswerStore
 from mtllm.completions.attempts import Attempts
 from mtllm.completions.cache_policy import CachePolicy
 from mtllm.completions.chain import ModelChain, make_chain
+from mtllm.completions.dry_run import DryRuns
 from mtllm.completions.free_look import FreeLook
 from mtllm.completions.request import AnswerKeys
 from mtllm.completions.service import Completions, Waiting
@@ -96,6 +99,7 @@ class Service:
     free_look: FreeLook
     admission: Admission
     completions: Completions
+    dry_runs: DryRuns
 
     def open(self, threads: int) -> None:
         """Start every part for a server with so many threads; do nothing when already open."""
@@ -150,7 +154,7 @@ def build(
         redis.on_beat(SharedSpend(redis, spend).sync)
         add(redis, start=lambda link, _threads: link.open(), close=RedisLink.close, checks={"redis": _check_redis})
     counter = TokenCounter()
-    drift = add(DriftMeter(counter.estimate_tokens), close=DriftMeter.close)
+    drift = add(DriftMeter(estimate_apart), close=DriftMeter.close)
     recorder = CostRecorder(
         ledger,
         _load_prices(settings),
@@ -202,6 +206,7 @@ def build(
         clock=clock,
         monotonic=monotonic,
     )
+    keys_of_answers = AnswerKeys(settings.cache_scope == "key", _answering_endpoint(settings))
     completions = Completions(
         chain,
         model,
@@ -210,7 +215,7 @@ def build(
         admission=admission,
         pool=workers,
         waiting=waiting,
-        keys=AnswerKeys(settings.cache_scope == "key", _answering_endpoint(settings)),
+        keys=keys_of_answers,
         monotonic=monotonic,
     )
     add(WarmUp(ledger, model), start=WarmUp.start)
@@ -244,6 +249,7 @@ def build(
         free_look=free_look,
         admission=admission,
         completions=completions,
+        dry_runs=DryRuns(chain, model, keys_of_answers, cache, recorder, ledger, clock=clock, monotonic=monotonic),
     )
 
 

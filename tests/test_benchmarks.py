@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import floor, growth, hits, isolation, load, misses, profile_hit, servers, startup
+from benchmarks import floor, growth, hits, isolation, load, memory, misses, profile_hit, servers, startup
 from benchmarks.__main__ import BENCHMARKS, END, REPORT, main, rewritten, write
 from benchmarks.hits import Measured, Pair
 from benchmarks.load import Order, Request, Round
@@ -134,6 +134,7 @@ class TestTables:
     def test_memory_in_quick_form(self) -> None:
         """Memory is read after each stage."""
         assert len(list(startup._memory((20, 40)))) == 2
+        assert len("\n".join(memory.table(answers=20, rounds=1, beside=None, later=0.1)).split("\n| ")) == 4
 
     def test_the_profile_names_the_parts_of_a_hit(self) -> None:
         """The floor, and the task and the headers among the parts."""

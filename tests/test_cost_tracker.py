@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -15,9 +16,11 @@ import pytest
 
 from cost_tracker import TokenCounter
 from mtllm.billing.prices import Price, PriceTable, SpendMeter
-from mtllm.billing.tokens import Drift, DriftMeter
+from mtllm.billing.tokens import VOCABULARY_DIR, Vocabularies
 from mtllm.domain.money import Cost, exact_usd, format_usd
 from mtllm.project import PROJECT
+from tests.support.fakes import FakeClock
+from tests.support.serving import eventually
 
 TODAY = date(2026, 11, 23)
 
@@ -25,6 +28,11 @@ TODAY = date(2026, 11, 23)
 @pytest.fixture(scope="module")
 def table() -> PriceTable:
     return PriceTable.load(PROJECT / "prices.toml")
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +273,26 @@ class TestTokenCounter:
         assert [counter.count_tokens(text) for text in ("", "12345", "\ud800")] == [0, 2, 1]
         assert [record.levelname for record in caplog.records] == ["WARNING"]
 
+    def test_the_vocabulary_is_forgotten_when_nobody_counts(self, clock: FakeClock) -> None:
+        """After its time, not before, and read again for the next count."""
+        vocabularies, file = Vocabularies(60, monotonic=clock), next(VOCABULARY_DIR.iterdir())
+        first = vocabularies.encoding(file)
+        clock.advance(59)
+        vocabularies.release_if_idle()
+        assert vocabularies.encoding(file) is first
+        clock.advance(59)
+        vocabularies.release_if_idle()
+        assert vocabularies.encoding(file) is first
+        clock.advance(60)
+        vocabularies.release_if_idle()
+        assert vocabularies.encoding(file) is not first
+
+    def test_it_is_forgotten_without_being_told_to(self) -> None:
+        """A clock of its own looks after it."""
+        vocabularies, file = Vocabularies(0.01), next(VOCABULARY_DIR.iterdir())
+        first = weakref.ref(vocabularies.encoding(file))
+        assert eventually(lambda: first() is None)
+
     def test_cost_in_dollars_is_the_documented_one(self, counter: TokenCounter) -> None:
         """150 tokens in and 425 out: 0.000015 + 0.000170 = 0.000185 dollars."""
         assert counter.calculate_cost(150, 425) == (0.000015, 0.000170, 0.000185)
@@ -273,44 +301,6 @@ class TestTokenCounter:
         """Another model's price can be given."""
         price = Price("m", TODAY, 10**9, 10**9, 2 * 10**9)
         assert TokenCounter(price=price).calculate_cost(1_000_000, 500_000) == (1.0, 1.0, 2.0)
-
-
-class TestDrift:
-    def test_both_counts_are_added_up(self) -> None:
-        """The ratio is our count over Gemini's; there is none before the first call."""
-        meter = DriftMeter(len)
-        assert (meter.snapshot().input_ratio, meter.snapshot().output_ratio) == (None, None)
-        meter.observe("12345678", "1234", 10, 2)
-        meter.observe("12", "", 10, 2)
-        meter.close()
-        drift = meter.snapshot()
-        assert drift == Drift(2, 20, 10, 4, 4)
-        assert (drift.input_ratio, drift.output_ratio) == (0.5, 1.0)
-
-    def test_a_slow_count_drops_calls_instead_of_holding_requests(self) -> None:
-        """With the worker busy and the queue full, a call is dropped, counted, and returns at once."""
-        started, go_on = threading.Event(), threading.Event()
-
-        def count(text: str) -> int:
-            started.set()
-            assert go_on.wait(10)
-            return len(text)
-
-        meter = DriftMeter(count, queue_size=1)
-        meter.observe("a", "a", 1, 1)
-        assert started.wait(10)
-        for _ in range(3):
-            meter.observe("b", "b", 1, 1)
-        go_on.set()
-        meter.close()
-        assert (meter.snapshot().samples, meter.snapshot().dropped) == (2, 2)
-
-    def test_once_closed_it_starts_nothing(self) -> None:
-        """Closing an unused meter is nothing to do; calls after it are ignored."""
-        meter, before = DriftMeter(len), threading.active_count()
-        meter.close()
-        meter.observe("a", "a", 1, 1)
-        assert (meter.snapshot(), threading.active_count()) == (Drift(), before)
 
 
 def test_formatting_and_pricing_are_cheap(table: PriceTable) -> None:

@@ -195,7 +195,7 @@ class TestJson:
     }
 
     def test_a_schema_is_put_in_the_standard_dialect(self) -> None:
-        """Words in lower case, numbers as words, null as a type; a property named type is one."""
+        """Words in lower case, numbers as words, null as a type, nothing unnamed; a property named type is one."""
         assert standard_schema(self.SCHEMA) == {
             "type": "object",
             "properties": {
@@ -203,6 +203,7 @@ class TestJson:
                 "ages": {"type": "array", "items": {"type": "integer"}},
             },
             "required": ["type"],
+            "additionalProperties": False,
         }
 
     def test_the_schema_constrains_the_model(self, url: str, model: PlayedModel) -> None:
@@ -282,7 +283,9 @@ class TestTheRealModel:
             yield client
 
     def test_it_writes_words_and_counts_them(self, ask: GeminiClient) -> None:
-        _, answer = ask.post("generateContent", asking("Write a sentence about a cat.", maxOutputTokens=12))
+        _, answer = ask.post(
+            "generateContent", asking("Write a sentence about a cat.", maxOutputTokens=12, temperature=0)
+        )
         _, counted = ask.post("countTokens", asking("Write a sentence about a cat."))
         usage = answer["usageMetadata"]
         assert len(said(answer).split()) > 3
@@ -291,7 +294,9 @@ class TestTheRealModel:
 
     def test_it_streams_while_it_writes(self, ask: GeminiClient) -> None:
         """A piece a token."""
-        *pieces, last = events(ask.open("streamGenerateContent?alt=sse", asking("Count to ten.", maxOutputTokens=12)))
+        *pieces, last = events(
+            ask.open("streamGenerateContent?alt=sse", asking("Count to ten.", maxOutputTokens=12, temperature=0))
+        )
         assert 3 < len(pieces) <= last["usageMetadata"]["candidatesTokenCount"]
 
     def test_it_writes_a_function_that_runs(self, ask: GeminiClient) -> None:
@@ -319,7 +324,8 @@ class TestTheRealModel:
 
     def test_json_fits_its_schema(self, ask: GeminiClient) -> None:
         schema = {"type": "OBJECT", "properties": {"age": {"type": "INTEGER"}}, "required": ["age"]}
-        wish = asking("Tom is 31. His age as JSON.", responseMimeType="application/json", responseSchema=schema)
+        as_json: dict[str, Any] = {"responseMimeType": "application/json", "responseSchema": schema, "temperature": 0}
+        wish = asking("Tom is 31. His age as JSON.", **as_json)
         assert isinstance(json.loads(said(ask.post("generateContent", wish)[1]))["age"], int)
 
     def test_a_prompt_that_is_too_long_is_a_400_in_google_s_words(self, ask: GeminiClient) -> None:

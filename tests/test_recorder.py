@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from mtllm.billing.drift import DriftMeter
 from mtllm.billing.prices import PriceTable, SpendMeter
 from mtllm.billing.recorder import CostRecorder, OpenAttempt
-from mtllm.billing.tokens import DriftMeter, TokenCounter
+from mtllm.billing.tokens import TokenCounter
 from mtllm.domain.caller import Caller
 from mtllm.domain.completion import Answer, Route
 from mtllm.domain.errors import Abandoned, ApiError, ContentBlocked, UpstreamError, UpstreamTimeout
@@ -34,7 +35,7 @@ def ledger() -> Iterator[Ledger]:
 def attempt(ledger: Ledger) -> Iterator[OpenAttempt]:
     """An attempt that has just been opened, at 0.1 and 0.4 dollars per million tokens."""
     clock, counter = FakeClock(), TokenCounter()
-    drift = DriftMeter(counter.estimate_tokens)
+    drift = DriftMeter(lambda texts: [0] * len(texts))
     prices = PriceTable.fixed(0.1, 0.4)
     recorder = CostRecorder(ledger, prices, counter, SpendMeter(), drift, clock=clock, monotonic=clock)
     job = parse(TASK_BY_NAME["text"], b'{"prompt": "x"}', max_chars=10)

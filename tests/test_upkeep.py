@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from app import Api
+from mtllm.billing.drift import DriftMeter
 from mtllm.billing.maintenance import LedgerMaintenance
 from mtllm.billing.prices import PriceTable, SpendMeter
 from mtllm.billing.recorder import CostRecorder
-from mtllm.billing.tokens import DriftMeter, TokenCounter
+from mtllm.billing.tokens import TokenCounter
 from mtllm.domain.caller import Caller
 from mtllm.domain.completion import Answer, Route
 from mtllm.domain.errors import LedgerUnavailable
@@ -37,7 +38,7 @@ class LedgerTransaction:
         """Seconds by which the clock is wrong; the monotonic one never is."""
         self.ledger: Ledger = open_ledger(folder / "ledger.sqlite3", sync="normal", clock=self.clock)
         self.spend = SpendMeter()
-        self.drift = DriftMeter(TokenCounter().estimate_tokens)
+        self.drift = DriftMeter(lambda texts: [0] * len(texts))
         prices = PriceTable.fixed(0.1, 0.4)
         self.recorder = CostRecorder(self.ledger, prices, TokenCounter(), self.spend, self.drift, clock=self.clock)
         self.reported: list[str] = []
@@ -183,7 +184,7 @@ class Reluctant(Ledger):
 def test_a_settlement_that_the_disk_refused_is_written_later(tmp_path: Path) -> None:
     """Once, with its true cost, which counts as spent from then on."""
     clock, spend = FakeClock(1_800_000_000.0), SpendMeter()
-    drift = DriftMeter(TokenCounter().estimate_tokens)
+    drift = DriftMeter(lambda texts: [0] * len(texts))
     with closing(Reluctant(SQLiteEngine(tmp_path / "l.sqlite3", sync="normal"), clock=clock)) as ledger:
         recorder = CostRecorder(ledger, PriceTable.fixed(0.1, 0.4), TokenCounter(), spend, drift, clock=clock)
         maintenance = LedgerMaintenance(ledger, recorder, retention_days=1, report=lambda _: None, clock=clock)

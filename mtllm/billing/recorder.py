@@ -13,8 +13,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Self
 
+from mtllm.billing.drift import DriftMeter
 from mtllm.billing.prices import Price, PriceTable, SpendMeter
-from mtllm.billing.tokens import DriftMeter, TokenCounter
+from mtllm.billing.tokens import TokenCounter
 from mtllm.domain.caller import Caller
 from mtllm.domain.completion import Answer, Instruction, Route, StoredAnswer
 from mtllm.domain.errors import (
@@ -201,6 +202,10 @@ class CostRecorder:
         price = self.price_of(answer.model, at)
         cost = price.cost(usage.input, usage.output, usage.cached_input) if price else NO_COST
         return Charge(Amount(usage, cost), price, estimated=answer.usage is None)
+
+    def estimate_input(self, instruction: Instruction) -> int:
+        """Return tiktoken's estimate of the tokens that an instruction is."""
+        return self._counter.estimate_tokens(instruction.text)
 
     def book_hit(self, job: Job, caller: Caller, answer: StoredAnswer, route: Route, *, shared: bool) -> None:
         """Book an answer that cost nothing (`shared`: with a request in flight); written within a second."""

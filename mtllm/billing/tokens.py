@@ -1,27 +1,25 @@
 """Tokens counted without asking Gemini, and how far off that count is.
 
 tiktoken's `cl100k_base` is not Gemini's tokenizer. With a correction for figures it stands in where Gemini reported no
-usage, and what it says is marked as estimated; `DriftMeter` shows how good the stand-in is.
+usage, and what it says is marked as estimated; `mtllm/billing/drift.py` shows how good the stand-in is.
 """
 
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import logging
-import queue
 import re
 import threading
+import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtllm.billing.prices import DEFAULT_MODEL, Price
 from mtllm.domain.money import dollars
+from mtllm.process import give_back_memory
 from mtllm.project import project_path
 
 if TYPE_CHECKING:
@@ -45,11 +43,13 @@ _FIGURES = re.compile("[0-9]{2,3}")
 """What tiktoken takes as one token at most, and Gemini as one for each digit."""
 _CHUNK_CHARS = 16_384
 _BYTES_PER_TOKEN = 4  # of English; only used when the vocabulary cannot be read
-_loading = threading.Lock()
+_IDLE_SECONDS = 60.0
 
 
 class TokenCounter:
     """Counts tokens with `cl100k_base`, read from disk at the first count (0.3 s, 45 MB, shared in the process).
+
+    A minute after the last count the memory is given back.
 
     It cannot reach a network: the vocabulary is read here and not through tiktoken's loader, which would download a
     missing one. Safe to share between threads.
@@ -66,7 +66,7 @@ class TokenCounter:
         can split a word and then adds or removes a token or two (under 0.1 % in all). When the vocabulary is missing
         or damaged the count is a guess of four bytes a token, and the log says so once.
         """
-        encoding = _encoding(self._file)
+        encoding = _vocabularies.encoding(self._file)
         if encoding is None:
             return -(-len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN)
         if len(text) <= _CHUNK_CHARS:
@@ -91,12 +91,47 @@ class TokenCounter:
         return dollars(cost.input), dollars(cost.output), dollars(cost.total)
 
 
-def _encoding(file: Path) -> tiktoken.Encoding | None:
-    with _loading:  # once: whoever comes while the file is read waits for it instead of reading it too
-        return _read_encoding(file)
+class Vocabularies:
+    """What has been read of vocabularies, until none of it has been used for `idle_seconds`."""
+
+    def __init__(self, idle_seconds: float = _IDLE_SECONDS, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._idle_seconds = idle_seconds
+        self._monotonic = monotonic
+        self._reading = threading.Lock()
+        self._read: dict[Path, tiktoken.Encoding | None] = {}
+        self._used = 0.0
+        self._timer: threading.Timer | None = None
+
+    def encoding(self, file: Path) -> tiktoken.Encoding | None:
+        """Return the encoding of a file; None where it cannot be used, which is told once."""
+        with self._reading:  # once: whoever comes while the file is read waits for it instead of reading it too
+            self._used = self._monotonic()
+            if file not in self._read:
+                self._read[file] = _read_encoding(file)
+            if self._timer is None and self._read[file] is not None:
+                self._wait(self._idle_seconds)
+            return self._read[file]
+
+    def release_if_idle(self) -> None:
+        """Forget what has not been used for long, or look again when it may be."""
+        with self._reading:
+            self._timer = None
+            rest = self._used + self._idle_seconds - self._monotonic()
+            if rest > 0:
+                self._wait(rest)
+                return
+            self._read = {file: encoding for file, encoding in self._read.items() if encoding is None}
+        give_back_memory()
+
+    def _wait(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self.release_if_idle)
+        self._timer.daemon = True
+        self._timer.start()
 
 
-@functools.cache
+_vocabularies = Vocabularies()
+
+
 def _read_encoding(file: Path) -> tiktoken.Encoding | None:
     import tiktoken
 
@@ -110,98 +145,3 @@ def _read_encoding(file: Path) -> tiktoken.Encoding | None:
         return None
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, content.splitlines())}
     return tiktoken.Encoding("cl100k_base", pat_str=_WORDS, mergeable_ranks=ranks, special_tokens={})
-
-
-@dataclass(frozen=True, slots=True)
-class Drift:
-    """Gemini's token counts beside our estimates for the same calls."""
-
-    samples: int = 0
-    input_reported: int = 0
-    input_estimated: int = 0
-    output_reported: int = 0
-    output_estimated: int = 0
-    dropped: int = 0
-    """Calls that were not compared because the comparison lagged behind."""
-
-    @property
-    def input_ratio(self) -> float | None:
-        """Our estimate over Gemini's count for what went in; None before the first call."""
-        return _ratio(self.input_estimated, self.input_reported)
-
-    @property
-    def output_ratio(self) -> float | None:
-        """The same for what came out. Thinking is in Gemini's count and not in the text: it pulls the ratio down."""
-        return _ratio(self.output_estimated, self.output_reported)
-
-
-def _ratio(estimated: int, reported: int) -> float | None:
-    return round(estimated / reported, 4) if reported else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    prompt: str
-    answer: str
-    input: int
-    output: int
-
-
-class DriftMeter:
-    """Adds up Gemini's token counts and the estimates that would have stood in for them, off the request's path.
-
-    A thread is started by the first call; at most `queue_size` calls wait for it, further ones are dropped and counted.
-    """
-
-    def __init__(self, estimate_tokens: Callable[[str], int], *, queue_size: int = 64) -> None:
-        self._estimate = estimate_tokens
-        self._calls: queue.Queue[_Sample | None] = queue.Queue(queue_size)
-        self._lock = threading.Lock()
-        self._drift = Drift()
-        self._thread: threading.Thread | None = None
-        self._closed = False
-
-    def observe(self, prompt_text: str, answer_text: str, input_tokens: int, output_tokens: int) -> None:
-        """Compare our estimates with the tokens that Gemini reported, soon; returns at once."""
-        call = _Sample(prompt_text, answer_text, input_tokens, output_tokens)
-        with self._lock:
-            if self._closed:
-                return
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="token-drift", daemon=True)
-                self._thread.start()
-            try:
-                self._calls.put_nowait(call)
-            except queue.Full:
-                self._drift = _add(self._drift, dropped=1)
-
-    def snapshot(self) -> Drift:
-        """Return the sums so far."""
-        return self._drift
-
-    def close(self, timeout: float = 5.0) -> None:
-        """Finish what waits, within `timeout` seconds, and end the thread. Later calls are ignored."""
-        with self._lock:
-            self._closed = True
-            thread = self._thread
-        if thread is not None:
-            with suppress(queue.Full):
-                self._calls.put(None, timeout=timeout)
-            thread.join(timeout)
-
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            input_estimated, output_estimated = self._estimate(call.prompt), self._estimate(call.answer)
-            with self._lock:
-                self._drift = _add(
-                    self._drift,
-                    samples=1,
-                    input_reported=call.input,
-                    input_estimated=input_estimated,
-                    output_reported=call.output,
-                    output_estimated=output_estimated,
-                )
-
-
-def _add(drift: Drift, **more: int) -> Drift:
-    return Drift(**{name: getattr(drift, name) + more.get(name, 0) for name in Drift.__slots__})

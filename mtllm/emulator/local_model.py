@@ -163,7 +163,10 @@ def _describe_server(engine: Any, weights: Path) -> Any:
     wanted = engine.CommonParams()
     wanted.model.path = str(weights)
     wanted.n_parallel, wanted.n_ctx = _SLOTS, _SLOTS * CONTEXT_TOKENS
-    wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    # threads that find no core spin and wait for each other, and the service needs one too
+    wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = max(
+        1, min(_MOST_THREADS, (os.cpu_count() or 1) // 2)
+    )
     wanted.verbosity, wanted.offline, wanted.ui, wanted.cache_ram_mib = -1, True, False, 0
     wanted.endpoint_slots = wanted.endpoint_props = False
     # it always listens; on the loopback, then, and with a key that nobody has

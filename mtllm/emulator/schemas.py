@@ -49,7 +49,10 @@ def fit(schema: Any, text: str) -> Any:
 
 
 def standard_schema(schema: Any) -> Any:
-    """Return a schema of Gemini's dialect, or a standard one, in the standard dialect."""
+    """Return a schema of Gemini's dialect, or a standard one, in the standard dialect.
+
+    Gemini gives no other properties than those that are named; that is said where the schema leaves it open.
+    """
     if isinstance(schema, list):
         return list(map(standard_schema, schema))
     if not isinstance(schema, dict):
@@ -58,6 +61,8 @@ def standard_schema(schema: Any) -> Any:
     kind = schema.get("type")
     if isinstance(kind, str | int):
         standard["type"] = _NUMBERED_KINDS.get(kind, "string") if isinstance(kind, int) else kind.lower()
+    if isinstance(standard.get("properties"), dict):
+        standard.setdefault("additionalProperties", False)
     return {"anyOf": [standard, {"type": "null"}]} if schema.get("nullable") is True else standard
 
 

@@ -124,7 +124,11 @@ class Gemini:
         return GeminiStream(chunks, call, Draft(model), first_seconds=first_seconds, gap_seconds=gap_seconds)
 
     def count_tokens(self, model: str, text: str, *, deadline: float) -> int:
-        """Return how many tokens `text` is for `model`, by `deadline`. Free. Raises UpstreamFailure.
+        """Return how many tokens `text` is for `model`, by `deadline`. Free. Raises UpstreamFailure."""
+        return self.count_instruction(model, Instruction(text, None, 1), deadline=deadline)
+
+    def count_instruction(self, model: str, instruction: Instruction, *, deadline: float) -> int:
+        """Return how many tokens `instruction` is for `model`, by `deadline`. Free. Raises UpstreamFailure.
 
         ModelUnavailable tells that the model is not served to this key, which `models.get` does not.
         """
@@ -136,7 +140,7 @@ class Gemini:
         call.allow()
         try:
             with translate_failures(call), call.on_this_thread():
-                return count_tokens(session, model, text, call)
+                return count_tokens(session, model, instruction, call)
         finally:
             call.finish()
 

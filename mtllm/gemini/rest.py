@@ -77,13 +77,14 @@ def thinking_config(plan: ThinkingPlan) -> dict[str, Any]:
     return {"thinkingBudget": plan.budget} if plan.level is None else {"thinkingLevel": plan.level.value.upper()}
 
 
-def count_tokens(session: Session, model: str, text: str, call: BoundedCall) -> int:
-    """Return how many tokens `text` is for a model, by countTokens, which is free.
+def count_tokens(session: Session, model: str, instruction: Instruction, call: BoundedCall) -> int:
+    """Return how many tokens an instruction is for a model, by countTokens, which is free.
 
     Raises UpstreamFailure (ModelUnavailable where the model is not served to this key), or what urllib3 and the reading
     of JSON raise.
     """
-    body = json.dumps({"contents": [{"role": "user", "parts": [{"text": text}]}]}).encode()
+    whole = {"model": _name(model), **asked_of(instruction)}
+    body = json.dumps({"generateContentRequest": whole}).encode()
     # Rare, so nothing is gained by a kept connection; and one that idled for long is a doubtful one for who pays.
     with closing(session.send(_path(model, "countTokens"), body, timeout=_grace(call), keep=False)) as raw:
         _, document = read_document(raw)
@@ -96,19 +97,27 @@ def contents(instruction: Instruction) -> list[dict[str, Any]]:
     return [{"role": "model" if turn.by_model else "user", "parts": [{"text": turn.text}]} for turn in turns]
 
 
-def _body(instruction: Instruction) -> bytes:
+def asked_of(instruction: Instruction) -> dict[str, Any]:
+    """Return Google's GenerateContentRequest for an instruction, without the model."""
     asked: dict[str, Any] = {
         "contents": contents(instruction),
         "generationConfig": generation_config(instruction),
     }
     if instruction.system:
         asked["systemInstruction"] = {"parts": [{"text": instruction.system}]}
-    return json.dumps(asked).encode()
+    return asked
+
+
+def _body(instruction: Instruction) -> bytes:
+    return json.dumps(asked_of(instruction)).encode()
+
+
+def _name(model: str) -> str:
+    return model if "/" in model else f"models/{model}"
 
 
 def _path(model: str, method: str) -> str:
-    name = model if "/" in model else f"models/{model}"
-    return f"/v1beta/{quote(name)}:{method}"
+    return f"/v1beta/{quote(_name(model))}:{method}"
 
 
 def _grace(call: BoundedCall) -> float:

@@ -79,6 +79,7 @@ class Api(Flask):
             limiter=service.limiter,
             budgets=service.budgets,
             completions=service.completions,
+            dry_runs=service.dry_runs,
         )
         self._tasks = {task.path: task for task in tasks}
         self.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes

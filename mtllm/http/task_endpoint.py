@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from mtllm.completions.dry_run import DryRuns
 from mtllm.completions.service import Completions
 from mtllm.domain import errors
 from mtllm.domain.caller import Caller
@@ -16,6 +17,8 @@ from mtllm.domain.completion import CacheControl, Completion
 from mtllm.domain.errors import ApiError
 from mtllm.http import sse
 from mtllm.http.body import JSON, read_body
+from mtllm.http.dispatcher import waiting
+from mtllm.http.estimate import render_estimate
 from mtllm.http.exchange import Exchange
 from mtllm.http.guard import Guard
 from mtllm.http.lifecycle import Lifecycle
@@ -52,6 +55,7 @@ class TaskEndpoint:
         limiter: AnyLimiter,
         budgets: Budgets,
         completions: Completions,
+        dry_runs: DryRuns,
     ) -> None:
         self._settings = settings
         self._guard = guard
@@ -59,6 +63,7 @@ class TaskEndpoint:
         self._limiter = limiter
         self._budgets = budgets
         self._completions = completions
+        self._dry_runs = dry_runs
 
     def reply(self, exchange: Exchange, task: Task) -> TaskReply:
         """Return the answer of `task` to the request, or the error it ended in. Raises nothing."""
@@ -88,6 +93,9 @@ class TaskEndpoint:
             key.models if key else None,
             read_tag(tag) if tag else job.tag,
         )
+        if job.dry_run:
+            with waiting():
+                return TaskReply(200, render_estimate(self._dry_runs.estimate(job, caller)))
         if job.stream:
             return self._stream(exchange, job, caller, cache_control)
         deadline = exchange.started + self._settings.gemini_timeout_seconds

@@ -257,7 +257,10 @@ def _chat_endpoint(task: Task) -> _Endpoint:
         },
         bodies={
             200: {
-                "application/json": {"schema": _ref(ChatCompletion.__name__), "example": samples.CHAT_ANSWER},
+                "application/json": {
+                    "schema": {"anyOf": [_ref(ChatCompletion.__name__), _ref(schemas.DryRunAnswer.__name__)]},
+                    "example": samples.CHAT_ANSWER,
+                },
                 "text/event-stream": {"schema": chunks, "example": samples.CHAT_EVENTS},
             }
         },
@@ -270,7 +273,8 @@ def _chat_endpoint(task: Task) -> _Endpoint:
 
 def _task_endpoint(task: Task) -> _Endpoint:
     asked, answered = _examples_of(task)
-    answer = {"application/json": {"schema": _ref(schemas.task_answer(task).__name__), "example": answered}}
+    either = {"anyOf": [_ref(schemas.task_answer(task).__name__), _ref(schemas.DryRunAnswer.__name__)]}
+    answer = {"application/json": {"schema": either, "example": answered}}
     return _Endpoint(
         method="POST",
         path=task.path,
@@ -558,5 +562,5 @@ def _models(tasks: Sequence[Task]) -> Iterator[type[BaseModel]]:
         if task.streams:
             yield schemas.stream_end(task)
     yield from (schemas.StreamDelta, schemas.Error, Health, Readiness)
-    yield from (ModelList, OpenAIError)
+    yield from (ModelList, OpenAIError, schemas.DryRunAnswer)
     yield from (schemas.Statistics, schemas.UsageReport, schemas.AttemptsOfRequest, CacheDeletion)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, create_model
 
 from mtllm.domain.completion import FallbackReason, FinishReason, Origin
+from mtllm.domain.periods import Period
 from mtllm.ledger.ledger import GroupBy
 from mtllm.resilience.breaker import State
 from mtllm.stats.body import ResponseBody
@@ -58,6 +59,48 @@ class Answered(DescribedBody):
     """True where the model has no known price, so that the costs show 0; left out otherwise."""
     ignored: tuple[str, ...] = ()
     """Fields of the request that this model does not use, such as `temperature`; left out where there are none."""
+
+
+class CostAhead(DescribedBody):
+    """What a request would cost, in dollars."""
+
+    input: float = Field(ge=0)
+    output_max: float = Field(ge=0)
+    total_max: float = Field(ge=0)
+    nanodollars_max: int = Field(ge=0)
+    """The total in billionths of a dollar."""
+
+
+class BudgetAhead(DescribedBody):
+    """The budget with the least room, in dollars."""
+
+    scope: Literal["service", "key"]
+    period: Period
+    limit: float = Field(ge=0)
+    spent: float = Field(ge=0)
+    reserved: float = Field(ge=0)
+    fits: bool
+    """The request's upper bound could be reserved now."""
+
+
+class DryRunAnswer(DescribedBody):
+    """What a request with `dry_run` would cost at most. Nothing was asked, stored or reserved."""
+
+    dry_run: Literal[True]
+    model: str
+    """The model that would answer."""
+    cached: bool
+    """The answer is stored, so it would cost nothing."""
+    input_tokens: int = Field(ge=0)
+    source: Literal["gemini", "tiktoken"]
+    """Who counted the input: Gemini's countTokens, which is free, or tiktoken's estimate."""
+    max_output_tokens: int = Field(ge=1)
+    """The most that the answer may have, thoughts included."""
+    cost: CostAhead
+    budget: BudgetAhead | None
+    """null where the caller has none."""
+    unpriced: bool = False
+    """True where the model has no known price; left out otherwise."""
 
 
 class StreamCost(DescribedBody):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mtllm.billing.drift import DriftMeter
 from mtllm.billing.prices import SpendMeter
 from mtllm.billing.recorder import CostRecorder
-from mtllm.billing.tokens import DriftMeter
 from mtllm.completions.chain import ModelChain
 from mtllm.http.lifecycle import Lifecycle
 from mtllm.ledger.ledger import Ledger
