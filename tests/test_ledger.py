@@ -25,6 +25,7 @@ from mtllm.ledger.ledger import (
     GroupBy,
     Ledger,
     LedgerTooNew,
+    Selection,
     Settlement,
     Totals,
     UsageGroup,
@@ -708,7 +709,7 @@ class TestGroups:
             ledger.settle(ledger.open(replace(ATTEMPT, key=key)), SETTLEMENT)
         day = (ATTEMPT.timestamp - 86_400, ATTEMPT.timestamp + 86_400)
         for by in get_args(GroupBy):
-            assert sum(group.requests for group in ledger.usage(*day, by, key="alice")) == 1, by
+            assert sum(group.requests for group in ledger.usage(*day, by, only=Selection(key="alice"))) == 1, by
             assert sum(group.requests for group in ledger.usage(*day, by)) == 3, by
 
     def test_of_days_and_months_begin_where_the_zone_says(self, ledger: Ledger) -> None:

@@ -99,6 +99,10 @@ class PriceTable:
         """
         return self._table.find(DEFAULT_MODEL if _is_offline(model) else model, on)
 
+    def next_price_of(self, model: str, after: date) -> Price | None:
+        """Return the next price of `model` that begins after a day (UTC), or None where none is dated."""
+        return self._table.find_next(DEFAULT_MODEL if _is_offline(model) else model, after)
+
     def models(self) -> list[str]:
         """Return the names that have a price of their own, in the order of the table."""
         return self._table.models()
