@@ -263,6 +263,8 @@ class Retry(enum.Enum):
     NEVER = "never"
     ONCE = "once"
     YES = "yes"
+    AT_ONCE = "at once"
+    """Yes, without a pause: what failed was our old connection."""
 
 
 class UpstreamFailure(ApiError):

@@ -124,8 +124,7 @@ def _failure_of(call: BoundedCall, cause: Exception) -> UpstreamFailure:
     was_stale = call.reused and call.seconds_sent < STALE_SECONDS  # closed while idle, most likely
     return UpstreamError(
         "The connection to Gemini was lost.",
-        retry=Retry.YES,
-        wait=0.0 if was_stale else None,  # nothing to wait for
+        retry=Retry.AT_ONCE if was_stale else Retry.YES,
         breaks=True,
         maybe_billed=not was_stale,
     )

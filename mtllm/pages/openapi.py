@@ -363,6 +363,7 @@ _OTHER_ENDPOINTS = (
     ),
     _Endpoint(
         path="/api/v1/health/ready",
+        also_at="/health/ready",
         id="ready",
         tag="Operation",
         summary="Should it get requests",
@@ -392,6 +393,7 @@ _OTHER_ENDPOINTS = (
     ),
     _Endpoint(
         path="/api/v1/usage",
+        also_at="/usage",
         id="usage",
         tag="Figures",
         summary="Usage by month, day, hour, minute, task, client, key, model, requested model or tag",
