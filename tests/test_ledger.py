@@ -25,6 +25,7 @@ from mtllm.ledger.ledger import (
     GroupBy,
     Ledger,
     LedgerTooNew,
+    Selection,
     Settlement,
     Totals,
     UsageGroup,
@@ -515,7 +516,9 @@ class TestBadDays:
         until(lambda: ledger.health().writable)
         assert (ledger.health().queued_hits, ledger.totals().cached_requests) == (0, 1)
 
-    def test_it_heals_without_any_traffic(self, ledger: Ledger, engine: FaultyEngine, database: Database) -> None:
+    def test_an_unwritable_ledger_heals_without_any_traffic(
+        self, ledger: Ledger, engine: FaultyEngine, database: Database
+    ) -> None:
         """A service taken out of rotation for an unwritable ledger notices by itself that it is writable again."""
         engine.fault = database.gone
         with pytest.raises(LedgerUnavailable):
@@ -708,7 +711,7 @@ class TestGroups:
             ledger.settle(ledger.open(replace(ATTEMPT, key=key)), SETTLEMENT)
         day = (ATTEMPT.timestamp - 86_400, ATTEMPT.timestamp + 86_400)
         for by in get_args(GroupBy):
-            assert sum(group.requests for group in ledger.usage(*day, by, key="alice")) == 1, by
+            assert sum(group.requests for group in ledger.usage(*day, by, only=Selection(key="alice"))) == 1, by
             assert sum(group.requests for group in ledger.usage(*day, by)) == 3, by
 
     def test_of_days_and_months_begin_where_the_zone_says(self, ledger: Ledger) -> None:

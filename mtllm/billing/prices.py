@@ -42,7 +42,7 @@ class Price:
     evidence: Evidence = NO_EVIDENCE
 
     def cost(self, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> Cost:
-        """What these tokens cost. `input_tokens` includes the cached ones; each part is rounded half even, once."""
+        """Return what tokens cost; `input_tokens` includes the cached ones. Each part is rounded half even, once."""
         cached = min(cached_input_tokens, input_tokens)
         paid_input = (input_tokens - cached) * self.input + cached * self.cached_input
         return Cost(_half_even(paid_input, _TOKENS_PER_RATE), _half_even(output_tokens * self.output, _TOKENS_PER_RATE))
@@ -98,6 +98,10 @@ class PriceTable:
         The rule is that of every dated table (`DatedTable.find`). `offline-` models cost what the default one does.
         """
         return self._table.find(DEFAULT_MODEL if _is_offline(model) else model, on)
+
+    def next_price_of(self, model: str, after: date) -> Price | None:
+        """Return the next price of `model` that begins after a day (UTC), or None where none is dated."""
+        return self._table.find_next(DEFAULT_MODEL if _is_offline(model) else model, after)
 
     def models(self) -> list[str]:
         """Return the names that have a price of their own, in the order of the table."""

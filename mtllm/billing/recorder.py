@@ -144,6 +144,10 @@ class CostRecorder:
         """Return the price of `model` on the UTC day of `at`; None when the table has none."""
         return self._prices.price_of(model, datetime.fromtimestamp(at, UTC).date())
 
+    def next_price_of(self, model: str, at: float) -> Price | None:
+        """Return the price of `model` that begins after the UTC day of `at`; None where no change is dated."""
+        return self._prices.next_price_of(model, datetime.fromtimestamp(at, UTC).date())
+
     def attempt(self, job: Job, caller: Caller, route: Route, *, number: int, seconds: float) -> OpenAttempt:
         """Put attempt `number` on disk with an upper bound of its cost, before Gemini is called.
 

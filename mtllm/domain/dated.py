@@ -60,6 +60,11 @@ class DatedTable(Generic[T]):
         self._memo[asked] = found
         return found
 
+    def find_next(self, model: str, after: date) -> T | None:
+        """Return what begins to hold for a model after a day, the soonest, or None."""
+        later = (entry for entry in self.entries_of(matching_name(model, self._newest_first)) if entry.since > after)
+        return next(later, None)
+
     def models(self) -> list[str]:
         """Return the names that have entries, in the order of the table."""
         return list(self._newest_first)

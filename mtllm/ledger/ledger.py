@@ -26,6 +26,7 @@ from mtllm.ledger.engine import Connection, Engine, Sync
 from mtllm.ledger.group_commit import GroupCommit
 from mtllm.ledger.records import (
     ABANDONED,
+    ALL_USAGE,
     HIT,
     OK,
     OPEN,
@@ -36,6 +37,7 @@ from mtllm.ledger.records import (
     GroupBy,
     Hit,
     LedgerHealth,
+    Selection,
     Settlement,
     Totals,
     UsageGroup,
@@ -46,6 +48,7 @@ from mtllm.ledger.transaction import MINUTES_KEPT_SECONDS, LedgerTooNew, LedgerT
 
 __all__ = [
     "ABANDONED",
+    "ALL_USAGE",
     "HIT",
     "OK",
     "OPEN",
@@ -60,6 +63,7 @@ __all__ = [
     "Ledger",
     "LedgerHealth",
     "LedgerTooNew",
+    "Selection",
     "Settlement",
     "Totals",
     "UsageGroup",
@@ -176,16 +180,16 @@ class Ledger:
             return queries.window(connection, hours, now)
 
     def usage(
-        self, from_: float, to: float, group_by: GroupBy, *, key: str | None = None, zone: tzinfo = UTC
+        self, from_: float, to: float, group_by: GroupBy, *, only: Selection = ALL_USAGE, zone: tzinfo = UTC
     ) -> list[UsageGroup]:
         """Return the sums of `from_` <= timestamp < `to` by group, in order of their keys, without groups of zeros.
 
         Where rows are pruned already, the part of an hour (of a minute, when grouped by minute) that lies at either
-        end is missing; single minutes are kept for 31 days. `key`: only what the API key of this name used. `zone`:
+        end is missing; single minutes are kept for 31 days. `only`: what of it is summed. `zone`:
         where days and months begin.
         """
         with self._reading() as connection:
-            return queries.usage(connection, from_, to, group_by, key=key, zone=zone)
+            return queries.usage(connection, from_, to, group_by, only=only, zone=zone)
 
     def attempts_of(self, request_id: str) -> list[ExportRow]:
         """Return every attempt (and hit) of the requests with this id, in order, a few hundred at most."""

@@ -6,7 +6,17 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, tzinfo
 
 from mtllm.ledger.engine import Connection, Row
-from mtllm.ledger.records import HIT, BudgetState, ExportRow, GroupBy, Totals, UsageGroup, WindowUsage
+from mtllm.ledger.records import (
+    ALL_USAGE,
+    HIT,
+    BudgetState,
+    ExportRow,
+    GroupBy,
+    Selection,
+    Totals,
+    UsageGroup,
+    WindowUsage,
+)
 from mtllm.ledger.transaction import HOUR, MICROSECONDS, MINUTE, NO_COUNTS, SUM_BUDGET_DAYS, Counts, micros
 
 _SUMS = ", ".join(f"CAST(COALESCE(SUM({name}), 0) AS BIGINT)" for name in Counts._fields)
@@ -63,12 +73,12 @@ def usage(
     to: float,
     group_by: GroupBy,
     *,
-    key: str | None = None,
+    only: Selection = ALL_USAGE,
     zone: tzinfo = UTC,
 ) -> list[UsageGroup]:
     """Return sums by group: whole hours (or minutes) from roll-ups, the ends of the range from the rows.
 
-    `key`: only what the API key of this name used. `zone`: where days and months begin. An hour in which a day ends
+    `only`: what of it is summed. `zone`: where days and months begin. An hour in which a day ends
     (zones that differ by half an hour) counts to the day in which it begins.
     """
     start, end = micros(from_), micros(to)
@@ -76,17 +86,17 @@ def usage(
     first, last = -(-start // unit) * unit, end // unit * unit
     if first > last:  # nothing whole in between
         first = last = end
-    if key is not None and group_by == "minute":
-        first = last = end  # single minutes are summed for all keys together only
-    rows, summed = _sources(group_by, key)
+    if only != ALL_USAGE and group_by == "minute":
+        first = last = end  # single minutes are summed for all together only
+    rows, summed = _sources(group_by, only)
     statement = f"""
         SELECT label, {_SUMS} FROM ({rows} UNION ALL {rows} UNION ALL {summed}) AS parts
         GROUP BY label HAVING {" + ".join(f"SUM({name})" for name in Counts._fields)} > 0"""  # noqa: S608
-    mine = () if key is None else (key,)
+    wanted: list[str | int] = [value for value in only if value is not None]
     parameters: tuple[str | int, ...] = (
-        *(start, first, *mine),
-        *(last, end, *mine),
-        *(first // MICROSECONDS, last // MICROSECONDS, *mine),
+        *(start, first, *wanted),
+        *(last, end, *wanted),
+        *(first // MICROSECONDS, last // MICROSECONDS, *wanted),
     )
     sums: dict[str, Counts] = {}
     for found, *counts in connection.execute(statement, parameters):
@@ -123,20 +133,21 @@ def export(connection: Connection, from_: float, to: float) -> Iterator[ExportRo
         at, row_id = chunk[-1][:2]
 
 
-def _sources(group_by: GroupBy, key: str | None) -> tuple[str, str]:
+def _sources(group_by: GroupBy, only: Selection) -> tuple[str, str]:
     """Return the two SELECTs that counts come from, labelled by group: single rows, and sums of hours or minutes."""
     span = _SPANS.get(group_by)
-    mine = "" if key is None else " AND key_name = ?"
+    chosen = [name for name, value in zip(only._fields, only, strict=True) if value is not None]
+    conditions = "".join(f" AND {_COLUMNS.get(name, name)} = ?" for name in chosen)
     if span is None:
         label_of_sum = _COLUMNS.get(group_by, str(group_by))
         label_of_row = f"COALESCE({label_of_sum}, '')"
     else:
         label_of_row = f"at / {span * MICROSECONDS} * {span}"
         label_of_sum = f"start / {span} * {span}"
-    sums = f"rollups WHERE span = {span} AND" if span is not None and key is None else "usage_hours WHERE"
+    sums = f"rollups WHERE span = {span} AND" if span is not None and not chosen else "usage_hours WHERE"
     return (
-        f"SELECT {label_of_row} AS label, {_ROW_COUNTS} {_ROWS}{mine}",
-        f"SELECT {label_of_sum} AS label, {_NAMES} FROM {sums} start >= ? AND start < ?{mine}",  # noqa: S608
+        f"SELECT {label_of_row} AS label, {_ROW_COUNTS} {_ROWS}{conditions}",
+        f"SELECT {label_of_sum} AS label, {_NAMES} FROM {sums} start >= ? AND start < ?{conditions}",  # noqa: S608
     )
 
 

@@ -139,6 +139,18 @@ class UsageGroup(Totals):
     key: str
 
 
+class Selection(NamedTuple):
+    """Which usage is summed: of one API key, model, task or tag, or of several of these together; None = of all."""
+
+    key: str | None = None
+    model: str | None = None
+    task: str | None = None
+    tag: str | None = None
+
+
+ALL_USAGE = Selection()
+
+
 class ExportRow(NamedTuple):
     """One attempt or hit as exported. Costs in nano-dollars, prices in nano-dollars per million tokens."""
 

@@ -362,6 +362,7 @@ _OTHER_ENDPOINTS = (
     ),
     _Endpoint(
         path="/api/v1/health/ready",
+        also_at="/health/ready",
         id="ready",
         tag="Operation",
         summary="Should it get requests",
@@ -382,12 +383,21 @@ _OTHER_ENDPOINTS = (
         errors=_OF_FIGURES,
     ),
     _Endpoint(
+        path="/api/v1/me",
+        id="me",
+        tag="Figures",
+        summary="The caller's own limits, budgets and usage",
+        bodies={200: _json_body(samples.OWN_VIEW)},
+        errors=_OF_FIGURES,
+    ),
+    _Endpoint(
         path="/api/v1/usage",
+        also_at="/usage",
         id="usage",
         tag="Figures",
         summary="Usage by month, day, hour, minute, task, client, key, model, requested model or tag",
         description="A key sees its own usage, the admin all. `group_by=client` and `key` are the admin's.",
-        parameters=("From", "To", "GroupBy", "Tz"),
+        parameters=("From", "To", "GroupBy", "Tz", "OfKey", "OfModel", "OfTask", "OfTag"),
         bodies={200: _json_body(samples.USAGE)},
         errors=_OF_QUERIES,
     ),
@@ -495,6 +505,10 @@ _PARAMETERS: Json = {
         {"type": "string", "enum": sorted(available_timezones()), "default": "UTC"},
         "Europe/Berlin",
     ),
+    "OfKey": _parameter("query", "key", "Only what this API key used; a key may name itself.", _STRING, "alice"),
+    "OfModel": _parameter("query", "model", "Only what this model answered.", _STRING, "gemini-2.5-flash-lite"),
+    "OfTask": _parameter("query", "task", "Only this task.", _STRING, "text"),
+    "OfTag": _parameter("query", "tag", "Only requests with this X-Tag.", _STRING, "news"),
     "Traceparent": _parameter(
         "header",
         "traceparent",
@@ -563,4 +577,4 @@ def _models(tasks: Sequence[Task]) -> Iterator[type[BaseModel]]:
             yield schemas.stream_end(task)
     yield from (schemas.StreamDelta, schemas.Error, Health, Readiness)
     yield from (ModelList, OpenAIError, schemas.DryRunAnswer)
-    yield from (schemas.Statistics, schemas.UsageReport, schemas.AttemptsOfRequest, CacheDeletion)
+    yield from (schemas.Statistics, schemas.OwnView, schemas.UsageReport, schemas.AttemptsOfRequest, CacheDeletion)

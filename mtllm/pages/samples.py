@@ -77,7 +77,9 @@ STATISTICS = schemas.Statistics(
         own=schemas.Percentiles(samples=3, p50_ms=3.1, p95_ms=4.4, p99_ms=4.4, max_ms=4.4),
     ),
     token_estimate=schemas.EstimateFigures(samples=2, input_ratio=0.92, output_ratio=1.04, dropped=0),
-    budget=schemas.BudgetFigures(limit=5.0, spent=0.0000168, reserved=0.0),
+    budget=schemas.BudgetPace(
+        limit=5.0, spent=0.0000168, reserved=0.0, ends_at="2026-11-24T00:00:00.000000Z", used_up_at=None
+    ),
     monthly_budget=None,
     models=[
         schemas.ModelFigures(
@@ -86,9 +88,15 @@ STATISTICS = schemas.Statistics(
             refusal="is not served to this key (404, NOT_FOUND)",
             input_price=0.1,
             output_price=0.4,
+            next_price=None,
         ),
         schemas.ModelFigures(
-            model="gemini-3.1-flash-lite", answers=True, refusal=None, input_price=0.25, output_price=1.5
+            model="gemini-3.1-flash-lite",
+            answers=True,
+            refusal=None,
+            input_price=0.25,
+            output_price=1.5,
+            next_price=schemas.NextPrice(since="2027-01-01", input_price=0.2, output_price=1.2),
         ),
     ],
     fallbacks=[
@@ -117,7 +125,9 @@ STATISTICS = schemas.Statistics(
         )
     ],
     caller=schemas.CallerFigures(key="alice", admin=False),
-    service=schemas.ServiceFigures(model="gemini-2.5-flash-lite", offline=False, in_flight=1, draining=False),
+    service=schemas.ServiceFigures(
+        model="gemini-2.5-flash-lite", offline=False, in_flight=1, draining=False, admin_key=True
+    ),
 )
 USAGE = schemas.UsageReport(
     from_="2026-10-24T15:53:02.000000Z",
@@ -220,4 +230,28 @@ CHAT_EVENTS = (
     'data: {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1795449182, "choices": [{"index": 0, '
     '"delta": {"role": "assistant", "content": "A cache"}, "finish_reason": null}]}\n\n'
     "data: [DONE]\n\n"
+)
+
+_OWN_USAGE = schemas.OwnUsage(
+    since="2026-11-23T00:00:00.000000Z",
+    total_requests=3,
+    cached_requests=1,
+    input_tokens=24,
+    output_tokens=36,
+    total_cost=0.0000168,
+    cost_savings_from_cache=0.0000084,
+)
+OWN_VIEW = schemas.OwnView(
+    key="alice",
+    admin=False,
+    expires=None,
+    models=["gemini-2.5-flash-lite", "gemini-3.1-flash-lite"],
+    rate_limits=[schemas.OwnLimit(limit=60, window_seconds=60, remaining=57)],
+    budgets=[
+        schemas.OwnBudget(
+            scope="key", period="day", limit=5.0, spent=0.0000168, reserved=0.0, ends_at="2026-11-24T00:00:00.000000Z"
+        )
+    ],
+    today=_OWN_USAGE,
+    this_month=_OWN_USAGE,
 )

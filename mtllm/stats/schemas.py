@@ -330,6 +330,25 @@ class BudgetFigures(DescribedBody):
     """Upper bounds of calls that are not settled, or of which Gemini may bill more than is known."""
 
 
+class BudgetPace(BudgetFigures):
+    """A budget of the service, and how long it lasts."""
+
+    ends_at: str = Field(json_schema_extra={"format": "date-time"})
+    """When its day or month ends."""
+    used_up_at: str | None
+    """When it is used up at the pace of its day or month so far; null where that is not before its end."""
+
+
+class NextPrice(DescribedBody):
+    """A price that is dated in the future."""
+
+    since: str = Field(json_schema_extra={"format": "date"})
+    """Its first day (UTC)."""
+    input_price: float
+    """Dollars per million tokens."""
+    output_price: float
+
+
 class ModelFigures(DescribedBody):
     """One model of the chain."""
 
@@ -341,6 +360,8 @@ class ModelFigures(DescribedBody):
     input_price: float | None
     """Dollars per million tokens today; null where no price is known."""
     output_price: float | None
+    next_price: NextPrice | None
+    """The next change of the price; null where none is dated."""
 
 
 class FallbackFigures(DescribedBody):
@@ -419,6 +440,8 @@ class ServiceFigures(DescribedBody):
     """Requests not yet closed, this one included."""
     draining: bool
     """It is shutting down."""
+    admin_key: bool
+    """An admin key is configured."""
 
 
 class RedisFigures(DescribedBody):
@@ -443,9 +466,9 @@ class Statistics(DescribedBody):
     """By the task's name: text, code, classify."""
     latency: LatencyFigures
     token_estimate: EstimateFigures
-    budget: BudgetFigures | None
+    budget: BudgetPace | None
     """The service's of the day; null without DAILY_BUDGET_USD."""
-    monthly_budget: BudgetFigures | None
+    monthly_budget: BudgetPace | None
     """The service's of the month; null without MONTHLY_BUDGET_USD."""
     models: list[ModelFigures]
     """The chain, in the order in which its models are asked."""
@@ -510,6 +533,58 @@ class AttemptsOfRequest(DescribedBody):
 
     request_id: str
     attempts: list[AttemptOfRequest]
+
+
+class OwnLimit(DescribedBody):
+    """One rate limit of the caller's."""
+
+    limit: int = Field(ge=1)
+    """Requests in any `window_seconds`."""
+    window_seconds: int = Field(ge=1)
+    remaining: int | None
+    """Requests that it would still admit now; null where several processes share the limit in Redis."""
+
+
+class OwnBudget(BudgetFigures):
+    """A budget that the caller's requests are held to, in dollars."""
+
+    scope: Literal["service", "key"]
+    period: Period
+    ends_at: str
+    """When the day or the month ends."""
+
+
+class OwnUsage(DescribedBody):
+    """What the caller used since the beginning of a day or a month."""
+
+    since: str
+    total_requests: int = Field(ge=0)
+    cached_requests: int = Field(ge=0)
+    input_tokens: int = Field(ge=0)
+    """Of paid calls."""
+    output_tokens: int = Field(ge=0)
+    """Of paid calls."""
+    total_cost: float = Field(ge=0)
+    """Dollars paid."""
+    cost_savings_from_cache: float = Field(ge=0)
+    """Dollars that the cached answers would have cost."""
+
+
+class OwnView(DescribedBody):
+    """A caller's own view: what it may do, and what it has done. The admin, and a service without keys, see all."""
+
+    key: str | None
+    """Name of the API key; null without one."""
+    admin: bool
+    expires: str | None
+    """When the key ends."""
+    models: list[str]
+    """The models that a request may name."""
+    rate_limits: list[OwnLimit]
+    budgets: list[OwnBudget]
+    today: OwnUsage
+    """In the days of BUDGET_TIMEZONE."""
+    this_month: OwnUsage
 
 
 class UsageReport(DescribedBody):

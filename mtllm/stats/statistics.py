@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from mtllm.billing.prices import Price
 from mtllm.completions.chain import ModelStanding
 from mtllm.domain.completion import Origin
 from mtllm.domain.errors import RateLimited
@@ -52,6 +53,7 @@ def collect_statistics(sources: StatsSources, caller: ApiKey | None) -> schemas.
             offline=sources.settings.is_offline,
             in_flight=sources.lifecycle.in_flight,
             draining=sources.lifecycle.draining,
+            admin_key=sources.settings.admin_api_key is not None,
         ),
     )
     if sources.redis is not None:
@@ -148,11 +150,20 @@ def _estimate(sources: StatsSources) -> schemas.EstimateFigures:
     )
 
 
-def _budget(sources: StatsSources, period: Period, limit: float | None) -> schemas.BudgetFigures | None:
+def _budget(sources: StatsSources, period: Period, limit: float | None) -> schemas.BudgetPace | None:
     if limit is None:
         return None
-    state = sources.ledger.budget_state(SERVICE_SCOPE, sources.clock(), period)
-    return schemas.BudgetFigures(limit=limit, spent=dollars(state.spent), reserved=dollars(state.reserved))
+    now, calendar = sources.clock(), sources.ledger.calendar
+    state = sources.ledger.budget_state(SERVICE_SCOPE, now, period)
+    spent, start, end = dollars(state.spent), calendar.start(period, now), calendar.end(period, now)
+    used_up = start + (now - start) * limit / spent if spent else end
+    return schemas.BudgetPace(
+        limit=limit,
+        spent=spent,
+        reserved=dollars(state.reserved),
+        ends_at=rfc3339(end),
+        used_up_at=rfc3339(max(now, used_up)) if used_up < end else None,
+    )
 
 
 def _models(sources: StatsSources) -> list[schemas.ModelFigures]:
@@ -161,13 +172,24 @@ def _models(sources: StatsSources) -> list[schemas.ModelFigures]:
 
 
 def _model(sources: StatsSources, standing: ModelStanding, answering: str) -> schemas.ModelFigures:
-    price = sources.recorder.price_of(standing.model, sources.clock())
+    now = sources.clock()
+    price, following = (
+        sources.recorder.price_of(standing.model, now),
+        sources.recorder.next_price_of(standing.model, now),
+    )
     return schemas.ModelFigures(
         model=standing.model,
         answers=standing.model == answering,
         refusal=standing.refusal.sentence if standing.refusal else None,
         input_price=dollars(price.input) if price else None,
         output_price=dollars(price.output) if price else None,
+        next_price=_next_price(following) if following else None,
+    )
+
+
+def _next_price(price: Price) -> schemas.NextPrice:
+    return schemas.NextPrice(
+        since=str(price.since), input_price=dollars(price.input), output_price=dollars(price.output)
     )
 
 

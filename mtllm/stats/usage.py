@@ -10,11 +10,11 @@ from typing import Any, get_args
 
 from flask import Flask, Response, request
 
-from mtllm.domain.errors import MAX_FIELD_NAME_CHARS, MAX_REPORTED_FIELDS, FieldError, InvalidRequest
+from mtllm.domain.errors import MAX_FIELD_NAME_CHARS, MAX_REPORTED_FIELDS, FieldError, Forbidden, InvalidRequest
 from mtllm.domain.times import LATEST, find_zone, parse_time
 from mtllm.http.exchange import current_exchange
 from mtllm.http.request import REQUEST_ID
-from mtllm.ledger.ledger import GroupBy, Ledger
+from mtllm.ledger.ledger import GroupBy, Ledger, Selection
 from mtllm.security.access import ApiKey
 from mtllm.stats.body import respond
 
@@ -28,14 +28,15 @@ def register(app: Flask, ledger: Ledger, clock: Callable[[], float]) -> None:
     def usage() -> Response:
         from mtllm.stats.usage_report import collect_usage  # loads the models: at the first request
 
-        query = Query(request.args, "group_by", "tz")
+        query = Query(request.args, "group_by", "tz", *Selection._fields)
         group_by: Any = query.choice("group_by", get_args(GroupBy), "day")
         to = query.moment("to", floor(clock()) + 1.0)
         from_ = query.moment("from", min(to, max(0.0, to - DEFAULT_PERIOD)))
         zone = query.zone("tz")
         query.check_period(from_, to)
+        only = _visible(Selection(*map(request.args.get, Selection._fields)), current_exchange().key)
         ledger.flush()
-        return respond(collect_usage(ledger, from_, to, group_by, key=_own_alone(current_exchange().key), zone=zone))
+        return respond(collect_usage(ledger, from_, to, group_by, only=only, zone=zone))
 
     def attempts(request_id: str) -> Response:
         from mtllm.stats.usage_report import collect_attempts
@@ -58,14 +59,22 @@ def register(app: Flask, ledger: Ledger, clock: Callable[[], float]) -> None:
         response.headers["Content-Disposition"] = f"attachment; filename=usage.{name}"
         return response
 
-    app.add_url_rule("/api/v1/usage", "usage", usage)
+    for path in ("/usage", "/api/v1/usage"):
+        app.add_url_rule(path, f"usage:{path}", usage)
     app.add_url_rule("/api/v1/usage/export", "export", export)
     app.add_url_rule("/api/v1/usage/requests/<request_id>", "attempts", attempts)
 
 
-def _own_alone(key: ApiKey | None) -> str | None:
-    """Return the name to which usage is bound: a key sees its own, the admin and a service without keys see all."""
-    return None if key is None or key.admin else key.name
+def _visible(asked: Selection, key: ApiKey | None) -> Selection:
+    """Return what of `asked` a caller may see: a key its own, the admin and a service without keys all.
+
+    Raises Forbidden where a key asks for another one.
+    """
+    if key is None or key.admin:
+        return asked
+    if asked.key not in (None, key.name):
+        raise Forbidden()
+    return asked._replace(key=key.name)
 
 
 _BARE_PLUS = re.compile(r"(T\S+) (\d\d:\d\d)$")

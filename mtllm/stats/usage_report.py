@@ -6,18 +6,18 @@ from datetime import tzinfo
 
 from mtllm.domain.money import dollars
 from mtllm.domain.times import rfc3339
-from mtllm.ledger.ledger import ExportRow, GroupBy, Ledger, UsageGroup
+from mtllm.ledger.ledger import ExportRow, GroupBy, Ledger, Selection, UsageGroup
 from mtllm.stats.schemas import AttemptOfRequest, AttemptsOfRequest, UsageOfGroup, UsageReport
 
 
 def collect_usage(
-    ledger: Ledger, from_: float, to: float, group_by: GroupBy, *, key: str | None, zone: tzinfo
+    ledger: Ledger, from_: float, to: float, group_by: GroupBy, *, only: Selection, zone: tzinfo
 ) -> UsageReport:
     """Return the usage from `from_` until before `to` (epoch seconds). Raises LedgerUnavailable.
 
-    `key`: of the API key of this name alone. `zone`: where days and months begin.
+    `only`: what of it is summed. `zone`: where days and months begin.
     """
-    groups = ledger.usage(from_, to, group_by, key=key, zone=zone)
+    groups = ledger.usage(from_, to, group_by, only=only, zone=zone)
     return UsageReport(from_=rfc3339(from_), to=rfc3339(to), group_by=group_by, groups=list(map(_as_body, groups)))
 
 
