@@ -20,7 +20,7 @@ from mtllm.http.application import Api
 from mtllm.http.dispatcher import waiting
 from mtllm.pages import dashboard, landing, swagger
 from mtllm.settings import Settings, SettingsError, load_settings, require_writable_folders
-from mtllm.stats import health, metrics_page, stats, usage
+from mtllm.stats import health, me, metrics_page, stats, usage
 from mtllm.stats.metrics import Metrics
 from mtllm.stats.recent import Recent
 from mtllm.stats.sources import MetricsSources, StatsSources
@@ -47,6 +47,17 @@ def create_app(
     app.observers = (service.logger.record, observed.observe, recent.observe)
     health.register(app, service.parts.checks, service.cache, clock)
     usage.register(app, service.ledger, clock)
+    me.register(
+        app,
+        me.OwnViewSources(
+            ledger=service.ledger,
+            limiter=service.limiter,
+            limits=settings.rate_limits,
+            budgets=service.budgets,
+            models=lambda: service.chain.allowed,
+            clock=clock,
+        ),
+    )
     stats.register(
         app,
         StatsSources(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -199,11 +200,19 @@ def _one_of_the_labels(instruction: Instruction, answer: Answer) -> str:
         raise MaxOutputTokensTooSmall("Gemini used up its output tokens before the category was complete.")
     if answer.text in instruction.labels:
         return answer.text
-    by_stripped = {label.strip(): label for label in instruction.labels}
-    label = by_stripped.get(answer.text.strip())
-    if label is None or len(by_stripped) != len(instruction.labels):
-        raise UpstreamInvalidAnswer("Gemini's answer was not one of the categories.")
-    return label
+    for reduce in (str.strip, _plain):
+        meant = [label for label in instruction.labels if reduce(label) == reduce(answer.text)]
+        if len(meant) == 1:
+            return meant[0]
+    raise UpstreamInvalidAnswer("Gemini's answer was not one of the categories.")
+
+
+def _plain(label: str) -> str:
+    """Return a label without what a model adds: capitals, quotes and marks around it, a full stop, wide letters."""
+    return unicodedata.normalize("NFKC", label).strip(_AROUND_LABELS).casefold()
+
+
+_AROUND_LABELS = " \t\r\n\"'`*_.\u00a0\u2018\u2019\u201c\u201d\u00ab\u00bb"
 
 
 Shape = Literal["own", "openai"]

@@ -51,7 +51,7 @@ from mtllm.redis_link import RedisLink
 from mtllm.resilience.admission import Admission
 from mtllm.resilience.breaker import Breakers, CircuitBreaker
 from mtllm.resilience.retry import Retrier, RetryBudget
-from mtllm.security.access import ApiKey, ClientResolver, KeyRing
+from mtllm.security.access import LEAST_SECRET_CHARS, ApiKey, ClientResolver, KeyRing
 from mtllm.security.bursts import BurstDetector
 from mtllm.settings import Settings, SettingsError
 
@@ -116,6 +116,10 @@ class Service:
             warnings.append(
                 "No API keys are set, so whoever reaches this service may use it. Set API_KEYS or API_KEYS_FILE."
             )
+        if self.keys.weak:
+            warnings.append(
+                f"A secret of fewer than {LEAST_SECRET_CHARS} characters can be guessed: {', '.join(self.keys.weak)}."
+            )
         return warnings
 
 
@@ -173,6 +177,7 @@ def build(
             retention_days=settings.usage_retention_days,
             report=notices.reporter("ledger_upkeep"),
             clock=clock,
+            monotonic=monotonic,
         ),
         start=lambda maintenance, _threads: maintenance.start(),
         close=LedgerMaintenance.close,

@@ -225,8 +225,8 @@ def test_the_trace_id_is_on_every_line(app: Api, client: FlaskClient) -> None:
     ("cache_control", "cached", "status_line"),
     [
         (None, "true", "mtllm; hit; ttl=1790"),
-        ("no-cache", "false", "mtllm; fwd=miss; stored"),
-        ("no-store", "false", "mtllm; fwd=miss"),
+        ("no-cache", "false", "mtllm; fwd=request; stored"),
+        ("no-store", "false", "mtllm; fwd=request"),
         ("max-age=9", "false", "mtllm; fwd=miss; stored"),
         ("max-age=10, strange", "true", "mtllm; hit; ttl=1790"),
         ("max-age=never", "true", "mtllm; hit; ttl=1790"),
@@ -518,3 +518,45 @@ def test_a_category_cut_by_the_token_limit_is_asked_for_once_more(
     assert (answer.status_code, gemini.count) == (status_code, calls)
     if status_code == 422:
         assert code_of(answer) == "max_output_tokens_too_small"
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/ready", "/stats", "/usage"])
+def test_what_is_watched_has_a_short_path_and_one_below_the_api(client: FlaskClient, path: str) -> None:
+    """Both answer alike, and HEAD as GET without a body."""
+    short, long = client.get(path), client.get(f"/api/v1{path}")
+    head = client.head(path)
+    assert (short.status_code, long.status_code, head.status_code) == (200, 200, 200)
+    assert short.json is not None
+    assert long.json is not None
+    assert short.json.keys() == long.json.keys()
+    assert head.data == b""
+
+
+def test_usage_by_client_is_the_admins_on_both_paths(make_app: Callable[..., Api]) -> None:
+    """An alias opens nothing."""
+    client = make_app(api_keys="alice:a-secret-of-some-length").test_client()
+    key = {"X-API-Key": "a-secret-of-some-length"}
+    for path in ("/usage", "/api/v1/usage"):
+        assert client.get(path).status_code == 401
+        assert client.get(f"{path}?group_by=client", headers=key).status_code == 403
+    assert client.get("/health/ready").status_code == 200
+
+
+def test_head_on_a_task_is_405(client: FlaskClient) -> None:
+    """A task has no answer before it is asked for."""
+    answer = client.head(TEXT)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "OPTIONS, POST")
+
+
+def test_options_of_everything_is_404(client: FlaskClient) -> None:
+    """`OPTIONS *` asks for the server and not for a resource; nobody but scanners does."""
+    answer = client.open("*", method="OPTIONS")
+    assert (answer.status_code, code_of(answer)) == (404, "not_found")
+
+
+def test_short_secrets_are_told_at_the_start(make_app: Callable[..., Api], capsys: pytest.CaptureFixture[str]) -> None:
+    """By the names of their keys; the secrets themselves are shown to nobody."""
+    make_app(api_keys="alice:s,bob:a-secret-of-some-length", admin_api_key="short")
+    told = capsys.readouterr().err
+    assert "fewer than 16 characters can be guessed: alice, ADMIN_API_KEY." in told
+    assert "a-secret-of-some-length" not in told

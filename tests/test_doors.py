@@ -176,13 +176,15 @@ OPEN_TO_ALL = (
     "GET /",
     "GET /health",
     "GET /api/v1/health",
+    "GET /health/ready",
     "GET /api/v1/health/ready",
     "GET /api/v1/openapi.json",
     "GET /swagger/",
 )
-WITH_A_KEY = ("POST /api/v1/generate/text", "GET /stats", "GET /api/v1/stats", "GET /api/v1/usage", "GET /metrics",
-              "GET /dashboard", "POST /api/v1/generate/code", "POST /api/v1/classify/text", "POST /v1/chat/completions",
-              "GET /v1/models")  # fmt: skip
+WITH_A_KEY = ("POST /api/v1/generate/text", "GET /stats", "GET /api/v1/stats", "GET /usage", "GET /api/v1/usage",
+              "GET /metrics", "GET /dashboard",
+              "POST /api/v1/generate/code", "POST /api/v1/classify/text", "POST /v1/chat/completions",
+              "GET /v1/models", "GET /api/v1/me")  # fmt: skip
 WITH_ADMINS = ("GET /api/v1/usage/export", "GET /api/v1/usage?group_by=client", "GET /api/v1/usage?group_by=key",
                "GET /api/v1/usage/requests/<request_id>", "DELETE /api/v1/cache")  # fmt: skip
 
@@ -249,14 +251,14 @@ def test_an_open_service_says_so_once(make_app: MakeApp, capsys: pytest.CaptureF
     """On standard error, when it is built; with keys it says nothing."""
     make_app()
     assert capsys.readouterr().err.count("No API keys are set") == 1
-    make_app(api_keys="alice:secret")
+    make_app(api_keys="alice:a-secret-of-some-length")
     assert capsys.readouterr().err == ""
 
 
 def test_a_model_without_a_price_is_told_of(make_app: MakeApp, capsys: pytest.CaptureFixture[str]) -> None:
     """Unless the price settings give one."""
-    make_app(gemini_model="strange-model", api_keys="alice:secret")
+    make_app(gemini_model="strange-model", api_keys="alice:a-secret-of-some-length")
     assert "strange-model" in capsys.readouterr().err
     prices = {"input_price_per_million": "1", "output_price_per_million": "2"}
-    make_app(gemini_model="strange-model", api_keys="alice:secret", **prices)
+    make_app(gemini_model="strange-model", api_keys="alice:a-secret-of-some-length", **prices)
     assert capsys.readouterr().err == ""

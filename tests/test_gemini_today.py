@@ -149,12 +149,17 @@ def test_thoughts_that_ate_the_limit_are_told(gemini: Make) -> None:
     [
         ({"promptTokenCount": 5, "candidatesTokenCount": 2, "thoughtsTokenCount": 9}, TokenUsage(5, 11, thinking=9)),
         ({"promptTokenCount": 5, "toolUsePromptTokenCount": 3, "totalTokenCount": 10}, TokenUsage(8, 2)),
-        ({"candidatesTokenCount": 2, "totalTokenCount": 7}, TokenUsage(0, 2)),
+        ({"candidatesTokenCount": 2, "totalTokenCount": 7}, TokenUsage(5, 2)),
+        ({"candidatesTokenCount": 2}, TokenUsage(0, 2)),
+        ({"promptTokenCount": 5, "candidatesTokenCount": 40, "totalTokenCount": 6}, TokenUsage(5, 40)),
+        ({"promptTokenCount": 5, "candidatesTokenCount": 2, "totalTokenCount": 5}, TokenUsage(5, 2)),
+        ({"promptTokenCount": 5, "candidatesTokenCount": -2, "totalTokenCount": 9}, TokenUsage(5, 4)),
+        ({"promptTokenCount": -5, "candidatesTokenCount": 2, "totalTokenCount": 9}, TokenUsage(7, 2)),
         ({"promptTokenCount": 5, "cachedContentTokenCount": 4, "totalTokenCount": 7}, TokenUsage(5, 2, 4)),
     ],
 )
 def test_every_token_is_counted_once(gemini: Make, usage: dict[str, int], expected: TokenUsage) -> None:
-    """Without a total thoughts count too; what tools gave in is input; without a prompt count nothing is guessed."""
+    """What is missing, negative or less than its parts comes from the other counts; what tools gave in is input."""
     assert ask(gemini, sent(json.dumps(document(usage=usage)))).usage == expected
 
 
@@ -170,7 +175,7 @@ def test_an_error_inside_a_200_means_what_it_says(gemini: Make) -> None:
 
 
 @pytest.mark.parametrize("kind", ["array", "events"])
-def test_so_does_an_error_that_begins_a_stream(gemini: Make, kind: str) -> None:
+def test_an_error_that_begins_a_stream_means_what_it_says(gemini: Make, kind: str) -> None:
     """In both forms of a stream."""
     raw = json.dumps(error(503, "UNAVAILABLE"))
     step = sent(f"[{raw}]") if kind == "array" else sent(f"data: {raw}\n\n", EVENTS)

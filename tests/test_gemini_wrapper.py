@@ -365,7 +365,7 @@ def test_a_stale_connection_is_replaced_without_a_bill(client: Client) -> None:
         with pytest.raises(UpstreamError) as raised:
             ask(gemini)
         failure = raised.value
-        assert (failure.retry, failure.wait, failure.maybe_billed) == (Retry.YES, 0.0, False)
+        assert (failure.retry, failure.wait, failure.maybe_billed) == (Retry.AT_ONCE, None, False)
         assert ask(gemini).text == "two"
 
 

@@ -140,10 +140,16 @@ def test_gemini_says_how_long_to_wait(retrier: Retrier, clock: FakeClock, waits:
     assert waits.seconds == [pytest.approx(2.75)]
 
 
-def test_a_wait_of_zero_is_no_wait(retrier: Retrier, clock: FakeClock, waits: Waits) -> None:
-    """A kept-alive connection that was closed meanwhile is replaced at once."""
-    retrier.run(Script(overloaded(wait=0.0)), deadline=clock() + 30)
+def test_a_stale_connection_is_replaced_without_a_pause(retrier: Retrier, clock: FakeClock, waits: Waits) -> None:
+    """Nobody was asked yet, so nobody is to be spared."""
+    retrier.run(Script(UpstreamError(retry=Retry.AT_ONCE)), deadline=clock() + 30)
     assert waits.seconds == [0.0]
+
+
+def test_a_wait_of_zero_is_no_leave_to_storm(retrier: Retrier, clock: FakeClock, waits: Waits) -> None:
+    """Whoever asks for no pause gets our own."""
+    retrier.run(Script(overloaded(wait=0.0)), deadline=clock() + 30)
+    assert waits.seconds == [0.5]
 
 
 def test_a_wait_past_the_deadline_is_not_begun(retrier: Retrier, clock: FakeClock, waits: Waits) -> None:

@@ -207,6 +207,34 @@ def test_a_follower_takes_over_when_the_leaders_own_budget_fails(tmp_path: Path)
     assert completions[1].answer is not None
 
 
+def test_who_comes_late_to_a_slow_call_has_time_of_its_own(tmp_path: Path) -> None:
+    """The end of the leader's time is the leader's own reason; the late follower asks anew with what it has left."""
+    house = House(tmp_path, FakeClock(), places=2)
+    house.model.answer_with(UpstreamTimeout(breaks=True, maybe_billed=True), Answer("fine", "m", USAGE))
+    house.model.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        leader = pool.submit(house.ask, seconds=6)
+        house.model.wait_for_calls(1)
+        follower = pool.submit(house.ask, seconds=11)
+        until(lambda: house.admission.state().following == 1)
+        house.model.gate.set()
+        assert isinstance(leader.result().error, UpstreamTimeout)
+        assert (follower.result().origin, follower.result().error) == (Origin.PAID, None)
+    house.close()
+
+
+def test_who_came_with_the_leader_shares_the_end_of_its_time(tmp_path: Path) -> None:
+    """Nobody begins a call that has no time left to be answered."""
+    house = House(tmp_path, FakeClock(), places=2)
+    house.model.answer_with(UpstreamTimeout(breaks=True, maybe_billed=True))
+    house.model.gate.clear()
+    house.model.release_after_joined(lambda: house.admission.state().following == 1)
+    completions = _together(2, lambda _: house.ask(seconds=0.9))
+    house.close()
+    assert [type(completion.error) for completion in completions] == [UpstreamTimeout] * 2
+    assert len(house.model.calls) == 1
+
+
 def test_all_places_taken_is_overloaded_at_once(house: House) -> None:
     """Without a line, the rest are told so instead of waiting; hits are still served."""
     house.ask("known")

@@ -13,7 +13,9 @@ import pytest
 
 from mtllm.ledger import sqlite
 from mtllm.ledger.engine import Sync
+from mtllm.ledger.ledger import open_ledger
 from mtllm.ledger.sqlite import SQLiteConnection, SQLiteEngine
+from mtllm.ledger.transaction import RESERVED_BY_OPEN
 from tests.support.ledgers import failure
 
 
@@ -143,3 +145,13 @@ class TestTemporary:
     def test_unused_it_never_exists(self) -> None:
         """Closing an engine that never connected does nothing."""
         SQLiteEngine(None).close()
+
+
+def test_what_calls_under_way_hold_is_found_without_a_scan_of_the_day(tmp_path: Path) -> None:
+    """A refusal says it inside the writer's transaction, where everybody waits."""
+    path = tmp_path / "ledger.sqlite3"
+    with closing(open_ledger(path)) as ledger:
+        ledger.prepare()
+    with closing(sqlite3.connect(path)) as connection:
+        [step] = connection.execute(f"EXPLAIN QUERY PLAN {RESERVED_BY_OPEN}", (0,))
+    assert "entries_open" in step[3]

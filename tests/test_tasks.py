@@ -150,7 +150,32 @@ def test_a_label_is_spelled_as_given(said: str, label: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "labels"), [("d", ("a", "b")), ("A", ("a", "b")), ("a", (" a", "a ")), ("", ("a", "b"))]
+    "said",
+    ["Negative", "NEGATIVE.", '"negative"', "'negative'", "**negative**", "`negative`", "“Negative.”", "\uff4eegative"],
+)
+def test_a_label_in_other_dress_is_that_label(said: str) -> None:
+    """Case, quotes, marks, a full stop and wide letters are the model's; the caller gets the label as written."""
+    asked = Instruction("p", 0, 1, labels=("positive", "negative", "very negative"))
+    assert CLASSIFY.read(asked, Answer(said, "m", None)) == "negative"
+
+
+@pytest.mark.parametrize(("said", "label"), [("c++", "C++"), ("C", "C"), (".net", ".NET"), ("Net", "net")])
+def test_labels_that_differ_in_marks_stay_apart(said: str, label: str) -> None:
+    """The nearest spelling counts; only where one label alone is meant."""
+    labels = ("C", "C++", ".NET") if label != "net" else ("C", "net")
+    assert CLASSIFY.read(Instruction("p", 0, 1, labels=labels), Answer(said, "m", None)) == label
+
+
+@pytest.mark.parametrize(
+    ("said", "labels"),
+    [
+        ("d", ("a", "b")),
+        ("a", (" a", "a ")),
+        ("", ("a", "b")),
+        ("a, b", ("a", "b")),
+        ("A", ("a.", '"a"')),
+        ("not a", ("a", "b")),
+    ],
 )
 def test_anything_else_is_no_answer(said: str, labels: tuple[str, ...]) -> None:
     """Never a label outside the list, nor a guess between two."""

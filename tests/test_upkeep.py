@@ -34,6 +34,8 @@ class LedgerTransaction:
 
     def __init__(self, folder: Path) -> None:
         self.clock = FakeClock(1_800_000_000.0)
+        self.ahead = 0.0
+        """Seconds by which the clock is wrong; the monotonic one never is."""
         self.ledger: Ledger = open_ledger(folder / "ledger.sqlite3", sync="normal", clock=self.clock)
         self.spend = SpendMeter()
         self.drift = DriftMeter(lambda texts: [0] * len(texts))
@@ -48,7 +50,8 @@ class LedgerTransaction:
             self.recorder,
             retention_days=RETENTION_DAYS,
             report=self.reported.append,
-            clock=self.clock,
+            clock=lambda: self.clock() + self.ahead,
+            monotonic=self.clock,
             check_seconds=check_seconds,
         )
 
@@ -82,7 +85,47 @@ def test_rows_past_their_retention_go_and_the_totals_keep_them(books: LedgerTran
     assert books.reported[0].startswith("3 ")
 
 
-def test_it_is_done_once_a_day(books: LedgerTransaction) -> None:
+@pytest.mark.parametrize("days", [500, -500])
+def test_a_clock_that_jumped_removes_nothing_and_is_told(books: LedgerTransaction, days: int) -> None:
+    """A machine that resumes, or a clock that is set before NTP: the rows that were young are young."""
+    books.maintenance.run_due()
+    books.record(5, age_days=1)
+    books.ahead = days * DAY
+    for _ in range(3):
+        books.clock.advance(60)
+        books.maintenance.run_due()
+    assert books.rows() == 5
+    assert len(books.reported) == 1
+    assert books.reported[0].startswith(f"The clock jumped by {days * DAY:+d} s. No ledger row is removed")
+    books.ahead = 0.0
+    books.clock.advance((RETENTION_DAYS + 1) * DAY)
+    books.maintenance.run_due()
+    assert books.rows() == 0
+
+
+def test_a_new_time_that_goes_evenly_for_a_day_is_believed(books: LedgerTransaction) -> None:
+    """A clock that was wrong at the start and was set right must not end the upkeep for ever."""
+    books.record(5, age_days=1)
+    books.ahead = 500 * DAY
+    books.maintenance.run_due()
+    books.clock.advance(DAY - 1)
+    books.maintenance.run_due()
+    assert books.rows() == 5
+    books.clock.advance(1)
+    books.maintenance.run_due()
+    assert books.rows() == 0
+
+
+def test_a_clock_that_is_set_by_a_little_goes_on(books: LedgerTransaction) -> None:
+    """NTP and naps move it by less than an hour."""
+    books.ahead = -120.0
+    books.record(1, age_days=RETENTION_DAYS + 1)
+    books.maintenance.run_due()
+    assert books.rows() == 0
+    assert "jumped" not in books.reported[0]
+
+
+def test_old_rows_are_looked_for_once_a_day(books: LedgerTransaction) -> None:
     """Of the UTC calendar: at the first look, and at the first one after each midnight."""
     books.maintenance.run_due()
     books.record(1, age_days=RETENTION_DAYS + 1)
@@ -107,7 +150,7 @@ def test_many_rows_go_in_batches(books: LedgerTransaction, monkeypatch: pytest.M
     assert left == [BATCH + 500, 500, 0]
 
 
-def test_it_ends_between_two_batches(books: LedgerTransaction) -> None:
+def test_upkeep_ends_between_two_batches(books: LedgerTransaction) -> None:
     """A closing service does not wait for the rest; the next one goes on."""
     books.record(2 * BATCH, age_days=RETENTION_DAYS + 1)
     books.maintenance.close()
@@ -117,7 +160,7 @@ def test_it_ends_between_two_batches(books: LedgerTransaction) -> None:
     assert books.rows() == 0
 
 
-def test_it_works_by_itself(books: LedgerTransaction) -> None:
+def test_upkeep_works_by_itself(books: LedgerTransaction) -> None:
     """From start to close, in a thread."""
     books.record(1, age_days=RETENTION_DAYS + 1)
     maintenance = books.new_upkeep(check_seconds=0.001)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,55 @@ def test_a_fallback_stands_in_the_ledger(make_app: Callable[..., Api], gemini: S
         ("hit", first, following, "unavailable"),
     ]
     assert groups(app.test_client(), "group_by=requested_model", {}) == {first: 2}
+
+
+def test_a_key_sees_what_it_may_and_what_it_did(make_app: Callable[..., Api], tmp_path: Path) -> None:
+    """Its limits with what remains, its budgets, its own usage of the day and of the month."""
+    digest = sha256(b"alice-secret").hexdigest()
+    keys = tmp_path / "keys.toml"
+    keys.write_text(
+        f'[[key]]\nname = "alice"\nsha256 = "{digest}"\nrate_limits = "10/minute"\nmonthly_budget_usd = 2\n'
+        'models = ["gemini-2.5-flash-lite"]\nexpires = 2099-01-31\n'
+    )
+    app = make_app(api_keys_file=str(keys), api_keys="bob:bob-secret", daily_budget_usd="1", rate_limits="5/hour")
+    client = app.test_client()
+    paid = [client.post(TEXT, json={"prompt": prompt}, headers=ALICE) for prompt in "aab"]
+    client.post(TEXT, json={"prompt": "c"}, headers=BOB)
+    mine: Any = client.get("/api/v1/me", headers=ALICE).json
+    cost = sum(int(answer.headers["X-Cost-Nanodollars"]) for answer in paid) / 1e9
+    assert (mine["key"], mine["admin"], mine["models"]) == ("alice", False, ["gemini-2.5-flash-lite"])
+    assert mine["expires"].startswith("2099-01-31")
+    assert mine["rate_limits"] == [{"limit": 10, "window_seconds": 60, "remaining": 7}]
+    assert [(budget["scope"], budget["period"], budget["limit"]) for budget in mine["budgets"]] == [
+        ("service", "day", 1.0),
+        ("key", "month", 2.0),
+    ]
+    assert mine["budgets"][1]["spent"] == pytest.approx(cost)
+    for period in ("today", "this_month"):
+        assert (mine[period]["total_requests"], mine[period]["cached_requests"]) == (3, 1)
+        assert mine[period]["total_cost"] == pytest.approx(cost)
+    assert client.get("/api/v1/me", headers=BOB).json["today"]["total_requests"] == 1  # type: ignore[index]
+    looks = client.get("/api/v1/me", headers=ALICE)
+    assert looks.json["rate_limits"][0]["remaining"] == 7  # type: ignore[index]
+
+
+def test_without_keys_the_view_is_everybodys(make_app: Callable[..., Api]) -> None:
+    """The service is open, so nothing is private."""
+    client = make_app().test_client()
+    client.post(TEXT, json={"prompt": "x"})
+    mine: Any = client.get("/api/v1/me").json
+    assert (mine["key"], mine["today"]["total_requests"], mine["budgets"]) == (None, 1, [])
+
+
+def test_a_key_is_bound_to_its_models(make_app: Callable[..., Api], tmp_path: Path, gemini: ScriptedGemini) -> None:
+    """`models` of the keys file; another one is refused with those that are."""
+    digest = sha256(b"alice-secret").hexdigest()
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'[[key]]\nname = "alice"\nsha256 = "{digest}"\nmodels = ["gemini-3.8-flash"]\n')
+    client = make_app(api_keys_file=str(keys)).test_client()
+    assert client.post(TEXT, json={"prompt": "x"}, headers=ALICE).headers["X-Model"] == "gemini-3.8-flash"
+    refused = client.post(TEXT, json={"prompt": "x", "model": "gemini-2.5-flash-lite"}, headers=ALICE)
+    assert refused.json["details"][0]["message"] == "must be one of gemini-3.8-flash"  # type: ignore[index]
 
 
 def test_a_budget_says_when_it_is_used_up_at_this_pace(

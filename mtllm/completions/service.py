@@ -37,6 +37,8 @@ from mtllm.tasks import Job
 
 LEADERS_OWN = BudgetExceeded, NotConfigured, Overloaded
 """Errors of a leader that need not hold for its followers."""
+LEAST_SECONDS = 1.0
+"""The time of its own with which a follower asks anew when the leader's time was over."""
 
 Waiting = Callable[[], AbstractContextManager[None]]
 """Makes the surroundings of a wait, in which the server's thread may be lent to somebody else."""
@@ -126,8 +128,14 @@ class Completions:
                 return self._lead(request, model, flight)
             with self._admission.follow():
                 leaders = self._wait(request, flight)
-            if not isinstance(leaders.error, LEADERS_OWN):
+            if not self._is_leaders_own(leaders.error, request):
                 return self._cache.share(request, leaders, self._monotonic() - began)
+
+    def _is_leaders_own(self, error: ApiError | None, request: CompletionRequest) -> bool:
+        """Return whether a leader's error need not hold for its follower: who came later has time left."""
+        if isinstance(error, UpstreamTimeout):
+            return request.deadline - self._monotonic() >= LEAST_SECONDS
+        return isinstance(error, LEADERS_OWN)
 
     def _join(self, request: CompletionRequest) -> tuple[Future[Completion], bool]:
         if request.cache_control.no_store:  # leaves no trace, so nobody may follow it

@@ -258,11 +258,13 @@ class NotConfigured(Unavailable):
 
 
 class Retry(enum.Enum):
-    """May the same call be sent again after this failure?"""
+    """Says whether the same call may be sent again after a failure."""
 
     NEVER = "never"
     ONCE = "once"
     YES = "yes"
+    AT_ONCE = "at once"
+    """Yes, without a pause: what failed was our old connection."""
 
 
 class UpstreamFailure(ApiError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mtllm.domain.completion import Answer, FinishReason
@@ -112,7 +112,7 @@ class Draft:
     def add(self, chunk: Chunk) -> None:
         """Take over one chunk."""
         self.model = chunk.model or self.model
-        self.usage = chunk.usage or self.usage
+        self.usage = _go_on(self.usage, chunk.usage)
         self._finish = chunk.finish or self._finish
         self._blocked = self._blocked or chunk.blocked
         self._parts.append(chunk.text)
@@ -153,17 +153,26 @@ class Draft:
         )
 
 
+def _go_on(before: TokenUsage | None, now: TokenUsage | None) -> TokenUsage | None:
+    """Return the running totals after a chunk: one that leaves the prompt out does not take it back."""
+    if before is None or now is None or now.input:
+        return now or before
+    return replace(now, input=before.input, cached_input=before.cached_input)
+
+
 def _read_usage(reported: Mapping[str, Any]) -> TokenUsage | None:
     """Return the token counts of a usage report; None when it reports nothing.
 
     The prompt includes its cached part and, where tools were used, what they gave in. The total includes thoughts,
-    which `candidatesTokenCount` leaves out.
+    which `candidatesTokenCount` leaves out. A total too small for its parts is not believed.
     """
     prompt = as_count(reported.get("promptTokenCount")) + as_count(reported.get("toolUsePromptTokenCount"))
     thoughts = as_count(reported.get("thoughtsTokenCount"))
     total = as_count(reported.get("totalTokenCount"))
-    counted = as_count(reported.get("candidatesTokenCount")) + thoughts
-    output = total - prompt if prompt and total >= prompt else counted
+    said = as_count(reported.get("candidatesTokenCount"))
+    if not prompt:  # the rest of the total, where the answer is counted
+        prompt = max(0, total - said - thoughts) if said or thoughts else 0
+    output = total - prompt if prompt and total - prompt >= said else said + thoughts
     if not prompt and not output:
         return None
     cached = min(prompt, as_count(reported.get("cachedContentTokenCount")))

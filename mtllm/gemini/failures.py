@@ -124,15 +124,14 @@ def _failure_of(call: BoundedCall, cause: Exception) -> UpstreamFailure:
     was_stale = call.reused and call.seconds_sent < STALE_SECONDS  # closed while idle, most likely
     return UpstreamError(
         "The connection to Gemini was lost.",
-        retry=Retry.YES,
-        wait=0.0 if was_stale else None,  # nothing to wait for
+        retry=Retry.AT_ONCE if was_stale else Retry.YES,
         breaks=True,
         maybe_billed=not was_stale,
     )
 
 
 def _is_garbage(error: BaseException) -> bool:
-    """Did something come that is not HTTP?"""
+    """Return whether something came that is not HTTP."""
     return any(
         isinstance(cause, HTTPException) and not isinstance(cause, (RemoteDisconnected, IncompleteRead))
         for cause in _causes(error)
@@ -140,7 +139,7 @@ def _is_garbage(error: BaseException) -> bool:
 
 
 def _is_loss(error: BaseException) -> bool:
-    """Did the connection end before the response did?"""
+    """Return whether the connection ended before the response did."""
     from urllib3.exceptions import ProtocolError
 
     return isinstance(error, (OSError, ProtocolError))

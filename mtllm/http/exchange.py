@@ -7,7 +7,7 @@ from typing import Any
 from flask import request
 
 from mtllm.completions.live_stream import LiveStream
-from mtllm.domain.completion import Completion, Origin
+from mtllm.domain.completion import NO_CACHE_CONTROL, CacheControl, Completion, Origin
 from mtllm.domain.errors import ApiError, UpstreamFailure
 from mtllm.domain.events import RequestEvent
 from mtllm.domain.findings import Finding
@@ -25,6 +25,7 @@ class Exchange:
     """Collects the facts of one request; headers and the log event are made from them, once."""
 
     __slots__ = (
+        "cache_control",
         "client",
         "completion",
         "environ",
@@ -58,6 +59,7 @@ class Exchange:
         self.key: ApiKey | None = None
         self.task: Task | None = None
         self.job: Job | None = None
+        self.cache_control: CacheControl = NO_CACHE_CONTROL
         self.verdict: Verdict | None = None
         self.completion: Completion | None = None
         self.pending: LiveStream | None = None
@@ -94,11 +96,12 @@ class Exchange:
         rendered += headers.money(completion, overall)
         if self.pending is not None:
             rendered += headers.PENDING
+            rendered += headers.cache_status_of_stream(self.cache_control)
             rendered += headers.models_of_stream(self.pending)
         if self.verdict is not None:
             rendered += headers.limits(self.verdict)
         if completion is not None and completion.origin is not Origin.NONE:
-            rendered += headers.cache_headers(completion)
+            rendered += headers.cache_headers(completion, self.cache_control)
             rendered += headers.models(completion)
         rendered.append(("Server-Timing", headers.server_timing(completion, now - self.started)))
         return rendered

@@ -6,7 +6,7 @@ from functools import lru_cache
 from math import ceil
 
 from mtllm.completions.live_stream import LiveStream
-from mtllm.domain.completion import Completion, FallbackReason, Origin
+from mtllm.domain.completion import CacheControl, Completion, FallbackReason, Origin
 from mtllm.domain.limits import Limit, Verdict
 from mtllm.domain.money import format_usd
 
@@ -43,8 +43,8 @@ EXPOSED = (
 )
 """Every header of ours that a browser page may read; Access-Control-Expose-Headers is made from it."""
 
-PENDING = (("X-Cost-Pending", "true"), ("Cache-Status", f"{CACHE_NAME}; fwd=miss"))
-"""What a streamed miss can say before it is over."""
+PENDING = (("X-Cost-Pending", "true"),)
+"""What a streamed miss can say of its cost before it is over."""
 
 _NOTHING = (
     ("X-Cost-Input", "0.000000"),
@@ -82,20 +82,30 @@ def money(completion: Completion | None, overall: int | None) -> Headers:
     ]
 
 
-def cache_headers(completion: Completion) -> Headers:
+def cache_status_of_stream(asked: CacheControl) -> Headers:
+    """Return the Cache-Status of a streamed miss that is not over, which cannot say yet whether it is stored."""
+    return [("Cache-Status", _forwarded(asked))]
+
+
+def cache_headers(completion: Completion, asked: CacheControl) -> Headers:
     """Return Cache-Status (RFC 9211) and, for an answer that was paid for before, its age and savings."""
-    status = ("Cache-Status", _cache_status(completion))
+    status = ("Cache-Status", _cache_status(completion, asked))
     if not completion.cached:
         return [status]
     return [status, ("Age", str(int(completion.age))), ("X-Cost-Saved", format_usd(completion.saved))]
 
 
-def _cache_status(completion: Completion) -> str:
+def _forwarded(asked: CacheControl) -> str:
+    """Return why Gemini was asked: the request wanted no stored answer, or there was none."""
+    return f"{CACHE_NAME}; fwd={'request' if asked.no_cache or asked.no_store else 'miss'}"
+
+
+def _cache_status(completion: Completion, asked: CacheControl) -> str:
     if completion.origin in (Origin.HIT, Origin.STALE):
         return f"{CACHE_NAME}; hit; ttl={int(completion.ttl) if completion.ttl >= 0 else min(-1, int(completion.ttl))}"
     if completion.origin is Origin.SHARED:
-        return f"{CACHE_NAME}; fwd=miss; collapsed"
-    return f"{CACHE_NAME}; fwd=miss; stored" if completion.stored else f"{CACHE_NAME}; fwd=miss"
+        return f"{_forwarded(asked)}; collapsed"
+    return f"{_forwarded(asked)}; stored" if completion.stored else _forwarded(asked)
 
 
 def models(completion: Completion) -> Headers:

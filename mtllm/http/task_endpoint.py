@@ -82,7 +82,7 @@ class TaskEndpoint:
         self._count(exchange)
         body = read_body(exchange, self._settings.max_request_bytes)
         exchange.job = job = parse(task, body, max_chars=self._settings.max_prompt_chars)
-        cache_control = read_cache_control(exchange.environ.get("HTTP_CACHE_CONTROL"))
+        exchange.cache_control = cache_control = read_cache_control(exchange.environ.get("HTTP_CACHE_CONTROL"))
         key = exchange.key
         tag = exchange.environ.get("HTTP_X_TAG")
         caller = Caller(

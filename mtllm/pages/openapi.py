@@ -362,6 +362,7 @@ _OTHER_ENDPOINTS = (
     ),
     _Endpoint(
         path="/api/v1/health/ready",
+        also_at="/health/ready",
         id="ready",
         tag="Operation",
         summary="Should it get requests",
@@ -382,7 +383,16 @@ _OTHER_ENDPOINTS = (
         errors=_OF_FIGURES,
     ),
     _Endpoint(
+        path="/api/v1/me",
+        id="me",
+        tag="Figures",
+        summary="The caller's own limits, budgets and usage",
+        bodies={200: _json_body(samples.OWN_VIEW)},
+        errors=_OF_FIGURES,
+    ),
+    _Endpoint(
         path="/api/v1/usage",
+        also_at="/usage",
         id="usage",
         tag="Figures",
         summary="Usage by month, day, hour, minute, task, client, key, model, requested model or tag",
@@ -567,4 +577,4 @@ def _models(tasks: Sequence[Task]) -> Iterator[type[BaseModel]]:
             yield schemas.stream_end(task)
     yield from (schemas.StreamDelta, schemas.Error, Health, Readiness)
     yield from (ModelList, OpenAIError, schemas.DryRunAnswer)
-    yield from (schemas.Statistics, schemas.UsageReport, schemas.AttemptsOfRequest, CacheDeletion)
+    yield from (schemas.Statistics, schemas.OwnView, schemas.UsageReport, schemas.AttemptsOfRequest, CacheDeletion)

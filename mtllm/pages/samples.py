@@ -231,3 +231,27 @@ CHAT_EVENTS = (
     '"delta": {"role": "assistant", "content": "A cache"}, "finish_reason": null}]}\n\n'
     "data: [DONE]\n\n"
 )
+
+_OWN_USAGE = schemas.OwnUsage(
+    since="2026-11-23T00:00:00.000000Z",
+    total_requests=3,
+    cached_requests=1,
+    input_tokens=24,
+    output_tokens=36,
+    total_cost=0.0000168,
+    cost_savings_from_cache=0.0000084,
+)
+OWN_VIEW = schemas.OwnView(
+    key="alice",
+    admin=False,
+    expires=None,
+    models=["gemini-2.5-flash-lite", "gemini-3.1-flash-lite"],
+    rate_limits=[schemas.OwnLimit(limit=60, window_seconds=60, remaining=57)],
+    budgets=[
+        schemas.OwnBudget(
+            scope="key", period="day", limit=5.0, spent=0.0000168, reserved=0.0, ends_at="2026-11-24T00:00:00.000000Z"
+        )
+    ],
+    today=_OWN_USAGE,
+    this_month=_OWN_USAGE,
+)

@@ -56,6 +56,14 @@ class RateLimiter:
             return _verdict((True, limits[tightest], remaining, grows - now, 0.0, limits))
         return _rejected(limits, tightest, grows, now)
 
+    def remaining(self, client: str, limits: tuple[Limit, ...]) -> list[int | None]:
+        """Return how many calls each of `limits` would still admit now; count nothing."""
+        if not limits:
+            return []
+        with self._table.locked(client) as calls:
+            now = self._monotonic()
+            return [calls.find_tightest((limit,), now)[1] for limit in limits]
+
 
 def _rejected(limits: tuple[Limit, ...], tightest: int, frees: float, now: float) -> Verdict:
     wait = _seconds_until(frees, now)

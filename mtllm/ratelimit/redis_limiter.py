@@ -131,6 +131,10 @@ class SharedRateLimiter:
             return Verdict(True, limit, remaining, wait, 0.0, limits)
         return Verdict(False, limit, 0, wait, wait, limits)
 
+    def remaining(self, client: str, limits: tuple[Limit, ...]) -> list[int | None]:  # noqa: ARG002  # as RateLimiter
+        """Return nothing known of each limit: the counts are in Redis, where only a call is worth a question."""
+        return [None] * len(limits)
+
     def _hit_own(self, client: str, limits: tuple[Limit, ...]) -> Verdict | None:
         last = self._last_words.get((client, limits))
         wait = last.until - self._monotonic() if last is not None else 0.0

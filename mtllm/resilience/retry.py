@@ -176,9 +176,9 @@ class Retrier:
     def _pause(self, failure: UpstreamFailure, number: int) -> float:
         """Return the seconds until the next attempt: what Gemini asks for, but no less than our own pause.
 
-        A connection that was closed while idle (a wait of 0) is replaced at once.
+        A connection that was closed while idle is replaced at once.
         """
-        if failure.wait == 0.0:
+        if failure.retry is Retry.AT_ONCE:
             return 0.0
         own = self._random() * min(CAP_SECONDS, BASE_SECONDS * 2.0 ** (number - 1))
         return own if failure.wait is None else max(own, failure.wait * (1 + SPREAD * self._random()))

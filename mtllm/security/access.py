@@ -62,6 +62,10 @@ class BrokenKeysFile(ValueError):
     """API_KEYS_FILE cannot be used. The sentence says why, and holds no secret and no digest."""
 
 
+LEAST_SECRET_CHARS = 16
+"""The length below which a secret counts as weak; `python -m mtllm keys` makes longer ones."""
+
+
 class KeyRing:
     """Every key the service knows; of secrets it keeps SHA-256 digests only.
 
@@ -83,6 +87,9 @@ class KeyRing:
         self.open = not api_keys and keys_file is None
         """No API keys are configured, so tasks need none."""
         self.has_admin = bool(admin_key)
+        secrets = (*api_keys.items(), ("ADMIN_API_KEY", admin_key or ""))
+        self.weak = tuple(name for name, secret in secrets if 0 < len(secret) < LEAST_SECRET_CHARS)
+        """Names of the configured keys whose secrets can be guessed; of those in the file only digests are known."""
         self._named = {_digest(secret): ApiKey(name) for name, secret in api_keys.items()}
         self._admin = {_digest(admin_key): ApiKey(ADMIN_NAME, admin=True)} if admin_key else {}
         self._index = _index_by_prefix({**self._named, **self._admin})

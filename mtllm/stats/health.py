@@ -64,7 +64,8 @@ def register(
 
     for path in ("/health", "/api/v1/health"):
         app.add_url_rule(path, f"health:{path}", health)
-    app.add_url_rule("/api/v1/health/ready", "ready", ready)
+    for path in ("/health/ready", "/api/v1/health/ready"):
+        app.add_url_rule(path, f"ready:{path}", ready)
     app.add_url_rule("/api/v1/cache", "clear_cache", clear_cache, methods=["DELETE"])
 
 

@@ -535,6 +535,58 @@ class AttemptsOfRequest(DescribedBody):
     attempts: list[AttemptOfRequest]
 
 
+class OwnLimit(DescribedBody):
+    """One rate limit of the caller's."""
+
+    limit: int = Field(ge=1)
+    """Requests in any `window_seconds`."""
+    window_seconds: int = Field(ge=1)
+    remaining: int | None
+    """Requests that it would still admit now; null where several processes share the limit in Redis."""
+
+
+class OwnBudget(BudgetFigures):
+    """A budget that the caller's requests are held to, in dollars."""
+
+    scope: Literal["service", "key"]
+    period: Period
+    ends_at: str
+    """When the day or the month ends."""
+
+
+class OwnUsage(DescribedBody):
+    """What the caller used since the beginning of a day or a month."""
+
+    since: str
+    total_requests: int = Field(ge=0)
+    cached_requests: int = Field(ge=0)
+    input_tokens: int = Field(ge=0)
+    """Of paid calls."""
+    output_tokens: int = Field(ge=0)
+    """Of paid calls."""
+    total_cost: float = Field(ge=0)
+    """Dollars paid."""
+    cost_savings_from_cache: float = Field(ge=0)
+    """Dollars that the cached answers would have cost."""
+
+
+class OwnView(DescribedBody):
+    """A caller's own view: what it may do, and what it has done. The admin, and a service without keys, see all."""
+
+    key: str | None
+    """Name of the API key; null without one."""
+    admin: bool
+    expires: str | None
+    """When the key ends."""
+    models: list[str]
+    """The models that a request may name."""
+    rate_limits: list[OwnLimit]
+    budgets: list[OwnBudget]
+    today: OwnUsage
+    """In the days of BUDGET_TIMEZONE."""
+    this_month: OwnUsage
+
+
 class UsageReport(DescribedBody):
     """Usage of a time by group. Groups without any usage are left out."""
 

@@ -59,7 +59,8 @@ def register(app: Flask, ledger: Ledger, clock: Callable[[], float]) -> None:
         response.headers["Content-Disposition"] = f"attachment; filename=usage.{name}"
         return response
 
-    app.add_url_rule("/api/v1/usage", "usage", usage)
+    for path in ("/usage", "/api/v1/usage"):
+        app.add_url_rule(path, f"usage:{path}", usage)
     app.add_url_rule("/api/v1/usage/export", "export", export)
     app.add_url_rule("/api/v1/usage/requests/<request_id>", "attempts", attempts)
 
