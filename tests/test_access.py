@@ -77,7 +77,7 @@ class TestKeyRing:
         assert "canary" not in repr(vars(ring))
         assert "canary" not in repr(ring.identify("canary-secret"))
 
-    def test_it_is_open_only_without_any_api_keys(self, keys_file: KeysFile, problems: list[str]) -> None:
+    def test_a_service_is_open_only_without_any_api_keys(self, keys_file: KeysFile, problems: list[str]) -> None:
         """An admin key alone closes no task; a keys file does, even one that cannot be read."""
         assert KeyRing({}, on_problem=problems.append).open
         assert KeyRing({}, None, "root", on_problem=problems.append).open

@@ -295,7 +295,7 @@ class TestAModelPerRequest:
             assert "X-Model-Fallback" not in answer.headers
         assert asked(gemini) == [NEXT, "gemini-3.8-flash", FIRST]
 
-    def test_that_is_not_allowed_is_400_with_those_that_are(self, make_app: MakeApp) -> None:
+    def test_a_model_that_is_not_allowed_is_400_with_those_that_are(self, make_app: MakeApp) -> None:
         """Also for classification."""
         client = make_app(**CHAIN, gemini_models_allowed="gemini-3.8-flash").test_client()
         body = {"text": "x", "categories": ["a", "b"], "model": "gemini-4-neon"}
@@ -472,7 +472,7 @@ class TestThinking:
 class TestATemperature:
     """Models that ignore a temperature are not sent one."""
 
-    def test_that_is_ignored_is_neither_sent_nor_part_of_the_key(
+    def test_an_ignored_temperature_is_neither_sent_nor_part_of_the_key(
         self, make_app: MakeApp, gemini: ScriptedGemini
     ) -> None:
         """The answer says so to whoever gave one, on a hit alike."""
@@ -488,13 +488,13 @@ class TestATemperature:
         assert gemini.count == 1
         assert "temperature" not in config_of(gemini.calls[0])
 
-    def test_that_is_ignored_is_said_in_the_end_of_a_stream(self, make_app: MakeApp) -> None:
+    def test_an_ignored_temperature_is_said_in_the_end_of_a_stream(self, make_app: MakeApp) -> None:
         """In `done`."""
         client = make_app(gemini_model="gemini-3.8-flash").test_client()
         answer = client.post(TEXT, json={"prompt": "x", "temperature": 1, "stream": True})
         assert '"ignored": ["temperature"]' in answer.text
 
-    def test_that_is_used_is_sent(self, make_app: MakeApp, gemini: ScriptedGemini) -> None:
+    def test_a_temperature_that_is_used_is_sent(self, make_app: MakeApp, gemini: ScriptedGemini) -> None:
         """And keeps answers apart."""
         client = make_app().test_client()
         for temperature in (0.5, 1.0):

@@ -303,7 +303,9 @@ class TestExportCommand:
         status, out, err = run(capsys, "report", "--database", tmp_path / "x")
         assert (status, out, err.count("\n")) == (1, "", 1)
 
-    def test_it_runs_from_any_folder_and_ends_when_its_reader_does(self, database: Path, tmp_path: Path) -> None:
+    def test_the_command_runs_from_any_folder_and_ends_when_its_reader_does(
+        self, database: Path, tmp_path: Path
+    ) -> None:
         """The command as written in the documentation; `| head` is no error."""
         read_end, write_end = os.pipe()
         os.close(read_end)
@@ -508,7 +510,7 @@ class TestCostTracker:
         assert ledger.totals().unpriced_requests == 1
         ledger.close()
 
-    def test_its_log_is_the_services_own(self, tracker: CostTracker, tmp_path: Path) -> None:
+    def test_a_trackers_log_is_the_services_own(self, tracker: CostTracker, tmp_path: Path) -> None:
         """Both write the same keys in the same order, so that one file can hold the lines of both."""
         logger = RequestLogger(tmp_path / "logs", clock=FakeClock(NOON))
         logger.record(RequestEvent("r-1", NOON, client="a", task="text", cached=False))

@@ -245,7 +245,7 @@ class TestTokenCounter:
         """As Gemini's tokenizer has; the rest is tiktoken's count."""
         assert counter.estimate_tokens(text) == tokens
 
-    def test_it_reaches_no_network_whatever_the_environment_says(self, tmp_path: Path) -> None:
+    def test_counting_reaches_no_network_whatever_the_environment_says(self, tmp_path: Path) -> None:
         """A fresh process that may not open a connection counts, with tiktoken's own variables set astray."""
         code = (
             "import socket\n"
@@ -287,7 +287,7 @@ class TestTokenCounter:
         vocabularies.release_if_idle()
         assert vocabularies.encoding(file) is not first
 
-    def test_it_is_forgotten_without_being_told_to(self) -> None:
+    def test_an_unused_vocabulary_is_forgotten_without_being_told_to(self) -> None:
         """A clock of its own looks after it."""
         vocabularies, file = Vocabularies(0.01), next(VOCABULARY_DIR.iterdir())
         first = weakref.ref(vocabularies.encoding(file))

@@ -6,7 +6,9 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from flask.testing import FlaskClient
@@ -14,6 +16,7 @@ from flask.testing import FlaskClient
 from app import Api
 from mtllm.pages.dashboard import FILES, FOLDER, PATH, SIGN_IN
 from tests.support.browser import Browser, serving
+from tests.support.ledgers import until
 from tests.support.scripted_gemini import ScriptedGemini, status
 
 WIDTHS = (360, 768, 1280)
@@ -165,6 +168,7 @@ def busy(site: Callable[..., Site], gemini: ScriptedGemini) -> Site:
     assert busy.ask("fails", **key) == 503
     assert busy.ask("", **key) == 400
     assert [busy.ask("two", **key) for _ in range(3)] == [200, 200, 429]
+    until(lambda: busy.get("/stats", **key)["token_estimate"]["samples"] == 4)  # counted beside the requests
     return busy
 
 
@@ -196,31 +200,29 @@ def found(body: Any, name: str) -> float:
     return float(body)
 
 
-@pytest.mark.parametrize(
-    ("period", "window"), [("hour", "last_hour"), ("day", "last_24_hours"), ("month", "last_30_days")]
-)
-def test_the_page_shows_the_figures_of_stats(browser: Browser, busy: Site, period: str, window: str) -> None:
-    """Each one exactly, and as text to three digits; each client's as /usage has it."""
+PERIODS = ("hour", "day", "month", "dates")
+
+
+@pytest.mark.parametrize("period", PERIODS)
+def test_the_page_shows_the_figures_of_stats_and_usage(browser: Browser, busy: Site, period: str) -> None:
+    """Each one exactly, and as text to three digits; those of the period as /usage has them."""
     browser.open(busy.dashboard("two"))
     browser.wait_for(READY)
     choose(browser, period)
-    admin = {"X-API-Key": "two"}
-    stats, clients = busy.get("/stats", **admin), busy.get("/api/v1/usage?group_by=client", **admin)["groups"]
     shown = figures_shown(browser)
-    by_client = {group["key"]: group for group in clients}
+    exact = figures_known(busy)
     for name, places in shown.items():
-        exact = found({**stats, "clients": by_client}, name)
         for value, text in places:
-            assert value == exact, name
-            meant = exact - 1 if name.endswith("_ratio") and name.startswith("token") else exact
+            assert value == pytest.approx(exact[name], rel=1e-12), name
+            meant = exact[name] - 1 if name.startswith("token_estimate") and name.endswith("_ratio") else exact[name]
             assert as_number(text) == pytest.approx(meant, rel=0.006, abs=1e-3 if "ratio" in name else 0), name
     assert {
-        f"usage_stats.{window}.total_cost",
-        "cache_stats.hit_ratio",
+        "period.total_cost",
+        "period.hit_ratio",
+        "answered.gemini-2.5-flash-lite",
+        "asked.gemini-2.5-flash-lite",
         "latency.miss.p95_ms",
         "clients.app.total_cost",
-    } <= shown.keys()
-    assert {
         "budget.spent",
         "admission.places",
         "token_estimate.samples",
@@ -228,19 +230,65 @@ def test_the_page_shows_the_figures_of_stats(browser: Browser, busy: Site, perio
     } <= shown.keys()
 
 
+class Known(dict[str, float]):
+    """Figures by the name that the page gives them; those of /stats are looked up at their dotted path."""
+
+    def __init__(self, stats: Any) -> None:
+        super().__init__()
+        self._stats = stats
+
+    def __missing__(self, name: str) -> float:
+        return found(self._stats, name)
+
+
+def figures_known(site: Site) -> Known:
+    """Every figure that the page can show, from the API."""
+    admin = {"X-API-Key": "two"}
+
+    def groups(group_by: str) -> list[dict[str, Any]]:
+        return list(site.get(f"/api/v1/usage?group_by={group_by}", **admin)["groups"])
+
+    known = Known(site.get("/stats", **admin))
+    for group in groups("day"):
+        for name, value in group.items():
+            if name != "key":
+                known[f"period.{name}"] = known.get(f"period.{name}", 0) + value
+    known["period.hit_ratio"] = known["period.cached_requests"] / known["period.total_requests"]
+    known.update({f"answered.{group['key']}": group["total_requests"] for group in groups("model")})
+    known.update({f"asked.{group['key']}": group["total_requests"] for group in groups("requested_model")})
+    for model in site.get("/stats", **admin)["models"]:
+        known.setdefault(f"answered.{model['model']}", 0)
+        known.setdefault(f"asked.{model['model']}", 0)
+    for group in groups("client"):
+        known.update({f"clients.{group['key']}.{name}": value for name, value in group.items() if name != "key"})
+    return known
+
+
+NAMES = {"hour": "last hour", "day": "last 24 hours", "month": "last 30 days", "dates": "20"}
+"""How the heads of the cards begin to name each period; dates are those of this century."""
+
+
 def choose(browser: Browser, period: str) -> None:
     """Click the period and wait for its figures."""
-    window = {"hour": "last_hour", "day": "last_24_hours", "month": "last_30_days"}[period]
-    browser.run(f"document.querySelector('input[value={period}]').click()")
-    browser.wait_for(f"document.querySelector('[data-figure=\"usage_stats.{window}.total_cost\"]')")
+    choose_without_waiting(browser, period)
+    browser.wait_for(f"document.querySelector('[data-period]').textContent.startsWith('{NAMES[period]}')")
 
 
-def test_the_chart_adds_up_to_the_window(browser: Browser, busy: Site) -> None:
-    """Bars of minutes, hours or days: together the window's requests, and errors stand with their ids below."""
+def select(browser: Browser, name: str, value: str) -> None:
+    """Choose `value` in the list `name`."""
+    browser.run(
+        f"const list = document.querySelector('select[name={name}]');"
+        f"list.value = '{value}'; if (list.value !== '{value}') throw new Error('not on offer');"
+        "list.dispatchEvent(new Event('change', { bubbles: true }))"
+    )
+
+
+def test_the_chart_adds_up_to_the_period(browser: Browser, busy: Site) -> None:
+    """Bars of minutes, hours or days: together the period's requests."""
     browser.open(busy.dashboard("two"))
     browser.wait_for(READY)
     stats = busy.get("/stats", **{"X-API-Key": "two"})
-    for period, columns in (("hour", 61), ("day", 25), ("month", 31)):
+    for period, columns in (("hour", 61), ("day", 25), ("month", 31), ("dates", 24)):
         choose(browser, period)
         answers = browser.run(
             "return [...document.querySelectorAll('#spend-table td:last-child')].map((e) => +e.textContent)"
@@ -248,15 +296,90 @@ def test_the_chart_adds_up_to_the_window(browser: Browser, busy: Site) -> None:
         assert sum(answers) == stats["usage_stats"]["last_hour"]["total_requests"]
         assert browser.run("return document.querySelectorAll('#spend .column').length") == columns
         assert browser.run("return document.querySelectorAll('#spend .column rect.spent').length") >= 1
-    page = browser.run("return document.getElementById('errors').textContent")
-    for error in stats["last_errors"]:
-        assert error["code"] in page
-        assert all(case["request_id"] in page for case in error["latest"])
-    assert {error["code"] for error in stats["last_errors"]} == {
-        "invalid_request",
-        "rate_limited",
-        "upstream_unavailable",
-    }
+
+
+def test_errors_stand_by_severity_and_open_their_request(browser: Browser, busy: Site) -> None:
+    """What failed here stands open and first; a click on an id shows each call of that request and what it cost."""
+    browser.open(busy.dashboard("two"))
+    browser.wait_for(READY)
+    kinds = browser.run(
+        "return [...document.querySelectorAll('#errors details')]"
+        ".map((e) => [e.querySelector('summary').textContent, e.open, e.querySelector('h3 code').textContent])"
+    )
+    assert kinds == [
+        ["The service or Gemini failed: 1", True, "upstream_unavailable"],
+        ["A limit or budget was reached: 1", False, "rate_limited"],
+        ["The request was not accepted: 1", False, "invalid_request"],
+    ]
+    name = browser.run(
+        "const e = document.querySelector('#errors .id'); e.click(); return e.getAttribute('aria-label')"
+    )
+    browser.wait_for("document.querySelector('#story table')")
+    story = browser.run("return document.getElementById('request').textContent")
+    assert name.removeprefix("Show request ") in story
+    assert "upstream_unavailable" in browser.run("return document.getElementById('story').textContent")
+    browser.run("document.getElementById('request-close').click()")
+    assert browser.run("return document.getElementById('request').open") is False
+
+
+def test_filters_narrow_every_figure_of_the_period(browser: Browser, busy: Site) -> None:
+    """Task, model and key; what is on offer is what the period has, and `all` brings everything back."""
+    assert busy.ask("tagged", **{"X-API-Key": "two", "X-Tag": "news"}) == 200
+    answers = "document.querySelector('[data-figure=\"period.total_requests\"]').value === '%d'"
+    browser.open(busy.dashboard("two"))
+    browser.wait_for(READY)
+    for name, value, expected in (("task", "code", 1), ("key", "app", 7), ("tag", "news", 1)):
+        browser.wait_for(answers % 8)
+        select(browser, name, value)
+        browser.wait_for(answers % expected)
+        assert browser.run("return +document.querySelector('#models [data-figure^=answered]').value") == expected
+        select(browser, name, "")
+
+
+def test_the_time_zone_moves_clocks_and_days(browser: Browser, busy: Site) -> None:
+    """The heads name it, and the day asked for begins at its midnight."""
+    browser.open(busy.dashboard("two"))
+    browser.wait_for(READY)
+    choose(browser, "dates")
+    select(browser, "zone", "America/Los_Angeles")
+    browser.wait_for("document.querySelector('[data-period]').textContent.endsWith('America/Los_Angeles')")
+    begins = browser.run("return new URL(document.getElementById('csv').href).searchParams.get('from')")
+    midnight = datetime.fromtimestamp(float(begins), ZoneInfo("America/Los_Angeles"))
+    assert (midnight.hour, midnight.minute) == (0, 0)
+
+
+def test_usage_of_the_period_is_a_click_away_as_csv(browser: Browser, busy: Site) -> None:
+    """For the admin; nobody else is offered what they may not have."""
+    browser.open(busy.dashboard("two"))
+    browser.wait_for(READY)
+    csv = browser.run(
+        "const { pathname, search } = new URL(document.getElementById('csv').href);"
+        "return (await fetch(new URL(pathname + search, location.origin))).text()"
+    )
+    assert csv.count("\n") >= 8
+    browser.open(busy.dashboard("one"))
+    browser.wait_for(READY)
+    assert browser.run("return document.getElementById('csv').hidden") is True
+
+
+def test_no_link_leads_to_json(browser: Browser, busy: Site) -> None:
+    """What a person can click is a page or a file to keep."""
+    browser.open(busy.dashboard("one"))
+    browser.wait_for(READY)
+    links = browser.run("return [...document.querySelectorAll('a:not([hidden])')].map((e) => e.getAttribute('href'))")
+    assert links == ["#figures", "/dashboard-sign-in", "/", "/swagger/"]
+
+
+def test_every_control_has_a_name(browser: Browser, busy: Site) -> None:
+    """As a screen reader says it."""
+    browser.open(busy.dashboard("two"))
+    browser.wait_for(READY)
+    unnamed = browser.run(
+        "return [...document.querySelectorAll('input, select, button')].filter((e) =>"
+        " !(e.labels?.length && e.labels[0].textContent.trim()) && !e.ariaLabel && !e.textContent.trim())"
+        ".map((e) => e.outerHTML)"
+    )
+    assert unnamed == []
 
 
 def test_the_page_asks_nobody_else_and_has_no_complaint(browser: Browser, busy: Site) -> None:
@@ -338,7 +461,7 @@ def test_the_keyboard_reaches_everything(browser: Browser, busy: Site) -> None:
     browser.open(busy.dashboard("one"))
     browser.wait_for(READY)
     reached = []
-    for _ in range(8):
+    for _ in range(12):
         browser.press("Tab")
         name, outlined = browser.run(
             "const e = document.activeElement, style = getComputedStyle(e.type === 'radio' ? e.nextSibling : e);"
@@ -349,14 +472,16 @@ def test_the_keyboard_reaches_everything(browser: Browser, busy: Site) -> None:
         assert outlined, name
         if name == "hour":
             browser.press("ArrowRight")
-            browser.wait_for("document.querySelector('[data-figure=\"usage_stats.last_24_hours.total_cost\"]')")
+            browser.wait_for("document.querySelector('[data-period]').textContent.startsWith('last 24')")
         if name == "Show as a table":
             browser.press("Enter")
             browser.wait_for("document.querySelector('details').open")
-        if name == "Metrics":
+        if name == "API reference":
             break
-    page = ["Skip to the figures", "hour", "Show as a table", "Sign in with it"]
-    assert reached == [*page, "API reference", "Figures as JSON", "Metrics"]
+    lists = ["", "", "UTC"]  # model and task: all of them; the zone
+    errors = ["The service or Gemini failed: 1", "A limit or budget was reached: 1", "The request was not accepted: 1"]
+    rest = ["Show as a table", *errors, "Sign in with it", "First call", "API reference"]
+    assert reached == ["Skip to the figures", "hour", *lists, *rest]
 
 
 def test_charts_have_words(browser: Browser, busy: Site) -> None:
@@ -384,7 +509,7 @@ def test_new_figures_come_by_themselves_while_somebody_looks(browser: Browser, s
     faster = "const real = setTimeout; window.setTimeout = (what, ms) => real(what, ms / 50);"
     browser.run(faster + "document.dispatchEvent(new Event('visibilitychange'))")
     live.ask("one")
-    one_answer = "document.querySelector('[data-figure=\"usage_stats.last_hour.total_requests\"]').value === '%d'"
+    one_answer = "document.querySelector('[data-figure=\"period.total_requests\"]').value === '%d'"
     browser.wait_for(one_answer % 1)
     hide = "Object.defineProperty(document, 'hidden', { value: %s, configurable: true });"
     look = "document.dispatchEvent(new Event('visibilitychange'));"
@@ -407,10 +532,11 @@ def test_an_unused_service_says_so(browser: Browser, site: Callable[..., Site]) 
     assert [text.split(".")[0] for text in said] == [
         "No answers in this period",
         "No rows",
+        "No budget is set: DAILY_BUDGET_USD and MONTHLY_BUDGET_USD limit what is spent",
+        "No errors since the start",
         "No task requests since the start",
         "No completion measured since the start",
-        "Figures by client need the admin key",
-        "No errors since the start",
+        "Figures by caller need the admin key",
     ]
     assert browser.complaints() == []
 
@@ -442,7 +568,7 @@ def test_trouble_is_told_and_gets_over(browser: Browser, site: Callable[..., Sit
     browser.wait_for("document.body.dataset.state === 'error'")
     notice = "return document.getElementById('notice').textContent"
     assert browser.run(notice) == "The service answered 500. The figures are the last ones known; trying again."
-    assert figures_shown(browser)["usage_stats.last_hour.total_requests"] == [(1.0, "1")]
+    assert figures_shown(browser)["period.total_requests"] == [(1.0, "1")]
     shaky.valve.failing = False
     browser.run(refresh)
     browser.wait_for(READY)

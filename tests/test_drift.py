@@ -124,7 +124,7 @@ def test_closing_does_not_wait_for_a_rest(meters: Callable[..., DriftMeter]) -> 
 
 
 class TestTheProcessApart:
-    def test_it_counts_as_this_one_does(self) -> None:
+    def test_the_process_apart_counts_as_this_one_does(self) -> None:
         """Any string, lone surrogates too."""
         texts = ["", "hello world", "on 27 November 2026: 12345", "汉字 \U0001f600", "\ud800", "<|endoftext|>"]
         counter = TokenCounter()

@@ -93,7 +93,7 @@ class TestLife:
         theirs.close()
 
     @pytest.mark.parametrize(("options", "pieces"), [([], 4), (["--chunks", "2", "--latency", "0.0001"], 2)])
-    def test_its_options_shape_the_answers(self, options: list[str], pieces: int) -> None:
+    def test_options_shape_the_answers(self, options: list[str], pieces: int) -> None:
         """`--chunks` is how many pieces a stream has, `--latency` delays them and changes nothing else."""
         with parse_options(["--port", "0", *options]) as emulator, GeminiClient(emulator.url) as client:
             _, stream = client.post("streamGenerateContent", asking())
@@ -101,7 +101,7 @@ class TestLife:
         assert len(stream) == pieces
         assert "".join(map(said, stream)) == said(plain)
 
-    def test_it_serves_by_itself(self) -> None:
+    def test_the_emulator_serves_by_itself(self) -> None:
         """`python -m mtllm.emulator` prints its address and answers."""
         command = [sys.executable, "-m", "mtllm.emulator", "--port", "0"]
         with subprocess.Popen(

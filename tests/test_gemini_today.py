@@ -175,7 +175,7 @@ def test_an_error_inside_a_200_means_what_it_says(gemini: Make) -> None:
 
 
 @pytest.mark.parametrize("kind", ["array", "events"])
-def test_so_does_an_error_that_begins_a_stream(gemini: Make, kind: str) -> None:
+def test_an_error_that_begins_a_stream_means_what_it_says(gemini: Make, kind: str) -> None:
     """In both forms of a stream."""
     raw = json.dumps(error(503, "UNAVAILABLE"))
     step = sent(f"[{raw}]") if kind == "array" else sent(f"data: {raw}\n\n", EVENTS)

@@ -263,7 +263,9 @@ class TestTheFile:
 
 class TestTheCommand:
     @pytest.mark.parametrize(("arguments", "status"), [([], 2), (["what"], 2), (["--help"], 0)])
-    def test_it_says_what_there_is(self, arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_help_says_what_there_is(
+        self, arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert main(arguments) == status
         told = "".join(capsys.readouterr())
         assert all(name in told for name in COMMANDS)

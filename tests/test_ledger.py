@@ -516,7 +516,9 @@ class TestBadDays:
         until(lambda: ledger.health().writable)
         assert (ledger.health().queued_hits, ledger.totals().cached_requests) == (0, 1)
 
-    def test_it_heals_without_any_traffic(self, ledger: Ledger, engine: FaultyEngine, database: Database) -> None:
+    def test_an_unwritable_ledger_heals_without_any_traffic(
+        self, ledger: Ledger, engine: FaultyEngine, database: Database
+    ) -> None:
         """A service taken out of rotation for an unwritable ledger notices by itself that it is writable again."""
         engine.fault = database.gone
         with pytest.raises(LedgerUnavailable):

@@ -31,7 +31,7 @@ def test_nothing_in_flight_is_nothing_to_wait_for(lifecycle: Lifecycle, clock: F
     assert lifecycle.seconds_left() == 30
 
 
-def test_it_waits_for_requests_and_for_bytes(lifecycle: Lifecycle, clock: FakeClock) -> None:
+def test_a_drain_waits_for_requests_and_for_bytes(lifecycle: Lifecycle, clock: FakeClock) -> None:
     """First one request ends, then the last bytes leave, then it is over."""
     unsent_bytes = [True]
     lifecycle.begin()
@@ -51,7 +51,7 @@ def test_it_waits_for_requests_and_for_bytes(lifecycle: Lifecycle, clock: FakeCl
     assert (waited, lifecycle.in_flight) == (9, 0)
 
 
-def test_it_waits_no_longer_than_it_may(lifecycle: Lifecycle, clock: FakeClock) -> None:
+def test_a_drain_waits_no_longer_than_it_may(lifecycle: Lifecycle, clock: FakeClock) -> None:
     """DRAIN_SECONDS; callers are told how much of that is left."""
     lifecycle.begin()
     told: list[float] = []

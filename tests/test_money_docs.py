@@ -24,7 +24,7 @@ def test_every_status_of_the_ledger_is_explained() -> None:
     assert {OK, HIT, ABANDONED, OPEN, UNSETTLED} <= explained
 
 
-def test_its_links_lead_somewhere() -> None:
+def test_links_lead_somewhere() -> None:
     """Every heading that is linked to is there."""
     anchors = {
         re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in re.findall(r"^#+ (.+)$", DOCUMENT, re.M)

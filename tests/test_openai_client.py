@@ -74,7 +74,7 @@ class TestAnAnswer:
         assert texts[0] == texts[1]
         assert gemini.count == 1
 
-    def test_that_was_cut_ends_in_length(self, client: Any, gemini: ScriptedGemini) -> None:
+    def test_an_answer_that_was_cut_ends_in_length(self, client: Any, gemini: ScriptedGemini) -> None:
         """The caller's limit goes to Gemini as it is, under either of its names."""
         gemini.answers(text("Wat", finish="MAX_TOKENS"), text("Wat", finish="MAX_TOKENS"))
         for limit in ({"max_tokens": 7}, {"max_completion_tokens": 8}):
@@ -167,7 +167,7 @@ class TestAStream:
             final = events.get_final_completion()
         assert final.choices[0].message.content == "Water."
 
-    def test_that_breaks_raises(self, client: Any, gemini: ScriptedGemini) -> None:
+    def test_a_stream_that_breaks_raises(self, client: Any, gemini: ScriptedGemini) -> None:
         """An APIError with our code."""
         gemini.answers(stream("Wa", CUT))
         with pytest.raises(openai.APIError) as broken:
@@ -187,7 +187,7 @@ class TestStructuredOutput:
         assert config["responseMimeType"] == "application/json"
         assert config["responseJsonSchema"]["properties"].keys() == {"name", "age"}
 
-    def test_that_does_not_fit_is_asked_for_once_more(self, client: Any, gemini: ScriptedGemini) -> None:
+    def test_an_output_that_does_not_fit_is_asked_for_once_more(self, client: Any, gemini: ScriptedGemini) -> None:
         """Then it is an error, and never kept."""
         gemini.answers(text('{"age": "seven"}'), text('{"name": "Ann", "age": null}'))
         answer = client.chat.completions.parse(model=MODEL, messages=ASK, response_format=Person)
@@ -288,7 +288,9 @@ class TestErrors:
         with pytest.raises(openai.NotFoundError, match="nothing at this path"):
             client.responses.create(model=MODEL, input="x")
 
-    def test_that_waiting_does_not_mend_are_not_asked_again(self, make_app: MakeApp, gemini: ScriptedGemini) -> None:
+    def test_errors_that_waiting_does_not_mend_are_not_asked_again(
+        self, make_app: MakeApp, gemini: ScriptedGemini
+    ) -> None:
         """A client that retries is told not to: one request for a closed model, one for a spent budget."""
         gemini.plays(parse_model(f"{MODEL}=closed"))
         app = make_app(real_time=True)
@@ -299,7 +301,7 @@ class TestErrors:
         requests = app.observers[1].__self__.snapshot().routes  # type: ignore[attr-defined]
         assert sum(figures.statuses[502] for figures in requests.values()) == 1
 
-    def test_that_pass_are_asked_again(self, make_app: MakeApp, gemini: ScriptedGemini) -> None:
+    def test_errors_that_pass_are_asked_again(self, make_app: MakeApp, gemini: ScriptedGemini) -> None:
         """The client's own retries meet a service that has recovered."""
         gemini.answers(status(500), status(500), text("Water."))
         app = make_app(real_time=True, gemini_max_attempts="1")

@@ -95,18 +95,18 @@ def agrees(document: Json, answer: TestResponse, path: str, method: str = "get")
 # The document
 
 
-def test_it_is_valid(document: Json) -> None:
+def test_the_document_is_valid(document: Json) -> None:
     """By openapi-spec-validator, as OpenAPI 3.1."""
     assert document["openapi"].startswith("3.1.")
     openapi_spec_validator.validate(document)
 
 
-def test_it_is_made_once(app: Api) -> None:
+def test_the_document_is_made_once(app: Api) -> None:
     """Later requests get the same bytes."""
     assert app.test_client().get(DOCUMENT_PATH).data == app.test_client().get(DOCUMENT_PATH).data
 
 
-def test_it_has_every_route_and_no_other(app: Api, document: Json) -> None:
+def test_the_document_has_every_route_and_no_other(app: Api, document: Json) -> None:
     """Pages for people aside, what the service answers and what the document says are the same."""
     routes = {
         (rule.rule.replace("<", "{").replace(">", "}"), method.lower())
@@ -124,7 +124,7 @@ def test_operation_ids_are_distinct(document: Json) -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_it_has_every_error_code_with_an_example(document: Json) -> None:
+def test_the_document_has_every_error_code_with_an_example(document: Json) -> None:
     """Each with its status and sentence in the table, and an example that is valid."""
     for error in openapi.ERRORS:
         example = document["components"]["examples"][error.code]["value"]
@@ -184,7 +184,7 @@ def test_limits_of_the_settings_are_in_it(make_app: Callable[..., Api]) -> None:
 
 
 @pytest.mark.parametrize("keys", ["", "alice:secret"])
-def test_it_says_what_needs_a_key(make_app: Callable[..., Api], keys: str) -> None:
+def test_the_document_says_what_needs_a_key(make_app: Callable[..., Api], keys: str) -> None:
     """As the table of access does; where no keys are configured, tasks and figures may go without."""
     document = make_app(api_keys=keys).test_client().get(DOCUMENT_PATH).json
     assert document is not None

@@ -114,7 +114,7 @@ def test_the_time_out_is_kept(redis: RedisServer) -> None:
         redis.thaw()
 
 
-def test_it_comes_back_with_a_new_redis(redis: RedisServer) -> None:
+def test_a_link_comes_back_with_a_new_redis(redis: RedisServer) -> None:
     """A Redis that was stopped and started again is used again, with no connection of before."""
     with linked(redis) as link:
         redis.stop()
@@ -124,7 +124,7 @@ def test_it_comes_back_with_a_new_redis(redis: RedisServer) -> None:
         assert link.command("PING") == b"PONG"
 
 
-def test_it_starts_without_redis(redis: RedisServer) -> None:
+def test_a_link_starts_without_redis(redis: RedisServer) -> None:
     """Told once; and it is used as soon as it is there."""
     redis.stop()
     told: list[str] = []

@@ -120,7 +120,9 @@ class TestSharedState:
 
 
 class TestWithoutRedis:
-    def test_it_starts_and_serves(self, make_instance: MakeApp, redis: RedisServer, tmp_path: Path) -> None:
+    def test_a_service_without_redis_starts_and_serves(
+        self, make_instance: MakeApp, redis: RedisServer, tmp_path: Path
+    ) -> None:
         """With caches, limits and total of its own; readiness tells, the error log once; and it heals."""
         redis.stop()
         one = make_instance("one", patient=False, rate_limits="3/hour")

@@ -140,7 +140,7 @@ class TestInspect:
 class TestEvidence:
     """What a finding shows."""
 
-    def test_it_is_bounded_and_printable(self) -> None:
+    def test_evidence_is_bounded_and_printable(self) -> None:
         """Control characters and length never get from a request into the log."""
         query = "q=%1b[31m%00%0a" + "z" * 500 + "%3Cscript%3Ealert(1)%3C/script%3E" + "y" * 500
         findings = inspect("/\x1b\0", query, "sqlmap\r\n" + "x" * 5000)
@@ -149,7 +149,7 @@ class TestEvidence:
             assert finding.evidence.isprintable()
             assert 0 < len(finding.evidence) <= MAX_EVIDENCE
 
-    def test_it_shows_the_attack_and_no_secret(self) -> None:
+    def test_evidence_shows_the_attack_and_no_secret(self) -> None:
         """A key beside an attack is masked, be it cut by the excerpt or not."""
         for padding in range(0, 120, 7):
             value = "x" * padding + "AIzaSyD4-canary-canary-canary'+or+1=1--+token=canary-canary"

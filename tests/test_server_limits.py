@@ -61,7 +61,7 @@ def chunked(size: int) -> bytes:
     return head(f"POST {TEXT}", *fields) + chunk * (size // 0x10000) + b"0\r\n\r\n"
 
 
-def test_so_does_one_in_chunks(process: Process) -> None:
+def test_a_long_body_in_chunks_gets_our_413(process: Process) -> None:
     """Its length is nowhere declared."""
     answer = send(process.port, chunked(2 * MIB))
     assert (answer.status, answer.json["code"]) == (413, "payload_too_large")
@@ -81,7 +81,7 @@ def test_beyond_the_servers_own_limit_nothing_is_read(process: Process, declared
     assert is_well(process)
 
 
-def test_nor_are_chunks_without_end(process: Process) -> None:
+def test_chunks_without_end_are_not_read_to_their_end(process: Process) -> None:
     """The server counts them."""
     assert send(process.port, chunked(6 * MIB)).status == 413
     assert is_well(process)

@@ -125,7 +125,7 @@ def test_a_clock_that_is_set_by_a_little_goes_on(books: LedgerTransaction) -> No
     assert "jumped" not in books.reported[0]
 
 
-def test_it_is_done_once_a_day(books: LedgerTransaction) -> None:
+def test_old_rows_are_looked_for_once_a_day(books: LedgerTransaction) -> None:
     """Of the UTC calendar: at the first look, and at the first one after each midnight."""
     books.maintenance.run_due()
     books.record(1, age_days=RETENTION_DAYS + 1)
@@ -150,7 +150,7 @@ def test_many_rows_go_in_batches(books: LedgerTransaction, monkeypatch: pytest.M
     assert left == [BATCH + 500, 500, 0]
 
 
-def test_it_ends_between_two_batches(books: LedgerTransaction) -> None:
+def test_upkeep_ends_between_two_batches(books: LedgerTransaction) -> None:
     """A closing service does not wait for the rest; the next one goes on."""
     books.record(2 * BATCH, age_days=RETENTION_DAYS + 1)
     books.maintenance.close()
@@ -160,7 +160,7 @@ def test_it_ends_between_two_batches(books: LedgerTransaction) -> None:
     assert books.rows() == 0
 
 
-def test_it_works_by_itself(books: LedgerTransaction) -> None:
+def test_upkeep_works_by_itself(books: LedgerTransaction) -> None:
     """From start to close, in a thread."""
     books.record(1, age_days=RETENTION_DAYS + 1)
     maintenance = books.new_upkeep(check_seconds=0.001)

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mtllm.billing.drift import CountingFailedError
@@ -45,7 +46,7 @@ def estimate_apart(texts: Sequence[str]) -> Sequence[int]:
 
 def main() -> int:
     """Answer the texts on standard input, after everybody else's work."""
-    if hasattr(os, "nice"):
+    with suppress(AttributeError, OSError):  # Windows has no such call, and deploy's unit forbids it
         os.nice(_NICENESS)
     counter = TokenCounter()
     json.dump([counter.estimate_tokens(text) for text in json.load(sys.stdin)], sys.stdout)

@@ -42,7 +42,7 @@ class Price:
     evidence: Evidence = NO_EVIDENCE
 
     def cost(self, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> Cost:
-        """What these tokens cost. `input_tokens` includes the cached ones; each part is rounded half even, once."""
+        """Return what tokens cost; `input_tokens` includes the cached ones. Each part is rounded half even, once."""
         cached = min(cached_input_tokens, input_tokens)
         paid_input = (input_tokens - cached) * self.input + cached * self.cached_input
         return Cost(_half_even(paid_input, _TOKENS_PER_RATE), _half_even(output_tokens * self.output, _TOKENS_PER_RATE))

@@ -258,7 +258,7 @@ class NotConfigured(Unavailable):
 
 
 class Retry(enum.Enum):
-    """May the same call be sent again after this failure?"""
+    """Says whether the same call may be sent again after a failure."""
 
     NEVER = "never"
     ONCE = "once"

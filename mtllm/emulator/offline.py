@@ -131,7 +131,7 @@ class OfflineGemini:
         return self._draw() if self._faults else None
 
     def _meet(self, call: GeminiCall) -> int:
-        """How often this very call came before."""
+        """Return how often this very call came before."""
         name = blake2b(b"%s:%s" % (call.model.encode(), call.raw), digest_size=16).digest()
         with self._lock:
             before = self._met.pop(name, 0)

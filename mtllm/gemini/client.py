@@ -225,7 +225,7 @@ class GeminiStream:
         return self._draft.model
 
     def partial_answer(self) -> Answer:
-        """What came so far as an answer, for the bill of a stream that did not end by itself."""
+        """Return what came so far as an answer, for the bill of a stream that did not end by itself."""
         return self._draft.partial_answer()
 
     def cancel(self) -> None:

@@ -131,7 +131,7 @@ def _failure_of(call: BoundedCall, cause: Exception) -> UpstreamFailure:
 
 
 def _is_garbage(error: BaseException) -> bool:
-    """Did something come that is not HTTP?"""
+    """Return whether something came that is not HTTP."""
     return any(
         isinstance(cause, HTTPException) and not isinstance(cause, (RemoteDisconnected, IncompleteRead))
         for cause in _causes(error)
@@ -139,7 +139,7 @@ def _is_garbage(error: BaseException) -> bool:
 
 
 def _is_loss(error: BaseException) -> bool:
-    """Did the connection end before the response did?"""
+    """Return whether the connection ended before the response did."""
     from urllib3.exceptions import ProtocolError
 
     return isinstance(error, (OSError, ProtocolError))

@@ -84,7 +84,7 @@ class Thinking:
 
     @property
     def can_be_off(self) -> bool:
-        """Whether its least is no thoughts at all. A model that takes names always thinks."""
+        """Return whether its least is no thoughts at all. A model that takes names always thinks."""
         return self.form is ThinkingForm.BUDGET and self.levels[0][1] == 0
 
     def plan(self, asked: ThinkingLevel) -> ThinkingPlan:
@@ -118,12 +118,12 @@ class ModelFacts:
 
     @property
     def known(self) -> bool:
-        """Whether the table has the model."""
+        """Return whether the table has the model."""
         return self.state is not None
 
     @property
     def sends_temperature(self) -> bool:
-        """Whether a temperature changes the answer, and so is sent and part of the cache key."""
+        """Return whether a temperature changes the answer, and so is sent and part of the cache key."""
         return self.temperature is TemperatureUse.USED
 
     def plan(self, level: ThinkingLevel) -> ThinkingPlan | None:

@@ -47,13 +47,13 @@ class Engine(Protocol):
 
     @property
     def patience_seconds(self) -> float:
-        """How long a caller waits for a transaction before the database counts as hanging."""
+        """Return how long a caller waits for a transaction before the database counts as hanging."""
 
     def connect(self, *, read_only: bool = False) -> Connection:
         """A new connection; readers never wait for the writer, nor the writer for them."""
 
     def unavailable(self, error: Exception) -> bool:
-        """Does `error` mean that the database cannot be used now (full, read-only, locked, gone), not that we erred?"""
+        """Return whether `error` says that the database cannot be used now (full, locked, gone), not that we erred."""
 
     def close(self) -> None:
         """Release what outlives the connections."""

@@ -56,7 +56,7 @@ class HitQueue:
 
     @property
     def dropped(self) -> int:
-        """How many hits were lost so far."""
+        """Return how many hits were lost so far."""
         return self._dropped
 
     def lag_seconds(self) -> float:

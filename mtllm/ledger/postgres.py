@@ -156,7 +156,7 @@ class _Rows(Sequence[Row]):
 
 
 def _has_rows(cursor: psycopg.Cursor[Row]) -> bool:
-    """Whether the statement is one that returns rows, once that is known."""
+    """Return whether the statement is one that returns rows, once that is known."""
     return cursor.pgresult is None or cursor.description is not None
 
 
@@ -229,7 +229,7 @@ class _Impatient(psycopg.Connection[Row]):
 
 
 def _settings(sync: Sync, read_only: bool) -> str:
-    """What a session is told once, in one round trip."""
+    """Return what a session is told once, in one round trip."""
     milliseconds = round((READ_SECONDS if read_only else WRITE_SECONDS) * 1000)
     lines = (
         f"SET statement_timeout = {milliseconds}",

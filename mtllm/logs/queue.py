@@ -62,7 +62,7 @@ class EventQueue:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the queue is closed and all of it taken."""
+        """Return whether the queue is closed and all of it taken."""
         return self._closed and not self._events
 
     def counts(self) -> tuple[int, int]:

@@ -20,7 +20,19 @@ SIGN_IN = "/dashboard-sign-in"
 FOLDER = Path(__file__).parent / "static"
 
 FILES = frozenset(
-    {"dashboard.html", "dashboard.css", "dashboard.js", "views.js", "charts.js", "dom.js", "format.js", "icon.svg"}
+    {
+        "dashboard.html",
+        "dashboard.css",
+        "dashboard.js",
+        "views.js",
+        "models.js",
+        "requests.js",
+        "times.js",
+        "charts.js",
+        "dom.js",
+        "format.js",
+        "icon.svg",
+    }
 )
 
 MEDIA_TYPES = {

@@ -3,7 +3,7 @@
 import { s } from "./dom.js";
 
 const HEIGHT = 220;
-const LEFT = 68;
+const LEFT = 78;
 const RIGHT = 8;
 const TOP = 10;
 const BOTTOM = 26;

@@ -1,14 +1,10 @@
-// Numbers and times as people read them. Exact values stand beside them, in <data value>.
+// Numbers as people read them. Exact values stand beside them, in <data value>.
 
 const whole = new Intl.NumberFormat("en-US");
 const compact = new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 3 });
 const fine = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 3 });
 const percent = new Intl.NumberFormat("en-US", { style: "percent", maximumFractionDigits: 1 });
 const shift = new Intl.NumberFormat("en-US", { style: "percent", maximumFractionDigits: 1, signDisplay: "exceptZero" });
-const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
-const clockWithSeconds = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-const dayAndClock = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
-const utcDay = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", timeZone: "UTC" });
 
 /** Dollars: at least cents, below one dollar three significant digits, down to a billionth. */
 export function usd(dollars) {
@@ -16,6 +12,9 @@ export function usd(dollars) {
   const digits = dollars >= 1 ? 2 : Math.min(9, 2 - Math.floor(Math.log10(dollars)));
   return `$${dollars.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: digits })}`;
 }
+
+/** A price per million tokens: as many decimals as it has, two at least. */
+export const rate = (dollars) => `$${dollars.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 6 })}`;
 
 /** A count, in full up to 99,999. */
 export const count = (number) => (number < 100_000 ? whole : compact).format(number);
@@ -43,8 +42,3 @@ export function perUnit(seconds) {
   }
   return `${seconds} seconds`;
 }
-
-export const time = (date) => clock.format(date);
-export const timeWithSeconds = (date) => clockWithSeconds.format(date);
-export const dateAndTime = (date) => dayAndClock.format(date);
-export const day = (date) => utcDay.format(date);
