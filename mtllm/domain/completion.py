@@ -118,7 +118,7 @@ class Instruction(NamedTuple):  # fitted to a model at every request, which a Na
     def text(self) -> str:
         """Return all the words that are sent, for counting tokens."""
         said = (turn.text for turn in self.turns)
-        return "\n".join((self.system or "", *said, self.prompt, *self.labels, self.json_schema or ""))
+        return "\n".join(filter(None, (self.system, *said, self.prompt, *self.labels, self.json_schema)))
 
     @property
     def more(self) -> str:
