@@ -61,7 +61,7 @@ class Bill:
         """Tokens are estimated, of the words that are sent and of those (`said`) that come back by `step`."""
 
         def billed(gemini: ScriptedGemini, call: GeminiCall) -> EmulatedReply:
-            asked = "\n".join(filter(None, (call.system, call.prompt, *call.labels)))
+            asked = "\n".join((call.system, call.prompt, *call.labels))
             self.nano += self._counter.estimate_tokens(asked) * INPUT + self._counter.estimate_tokens(said) * OUTPUT
             return step(gemini, call)
 
