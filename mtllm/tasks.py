@@ -213,7 +213,7 @@ def _as_is(_instruction: Instruction, answer: Answer) -> str:
     return answer.text
 
 
-_FENCE = re.compile(r"\A\s*(?P<ticks>`{3,})[^\n`]*\n")
+OPENING_FENCE = re.compile(r"\A\s*(?P<ticks>`{3,})[^\n`]*\n")
 
 
 def strip_fence(text: str, *, truncated: bool = False) -> str:
@@ -221,7 +221,7 @@ def strip_fence(text: str, *, truncated: bool = False) -> str:
 
     With `truncated`, a block whose closing fence was cut off counts as wrapping too.
     """
-    opening = _FENCE.match(text)
+    opening = OPENING_FENCE.match(text)
     if opening is None:
         return text
     ticks, body = opening["ticks"], text[opening.end() :]
@@ -285,6 +285,8 @@ class Task:
     """The answer is a JSON value, not a text."""
     shape: Shape = "own"
     """In whose shape requests and answers are."""
+    fenced: bool = False
+    """The model wraps its answer in a fence, which is not passed on."""
 
     @property
     def streams(self) -> bool:
@@ -312,6 +314,7 @@ TASKS: tuple[Task, ...] = (
         answer_field="generated_code",
         instruct=_code_instruction,
         read=_code_only,
+        fenced=True,
     ),
     Task(
         name="classify",
