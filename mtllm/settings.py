@@ -208,6 +208,10 @@ class Settings(BaseModel):
     gemini_max_wait_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = Field(
         5, description="Most that one request waits because Gemini asks to; more is told its caller (s)"
     )
+    batch_max_items: Count = Field(1000, description="Items that one batch may have")
+    batch_concurrency: Count | None = Field(
+        None, description="Items of one batch that run at once; empty = a quarter of the calls to Gemini at once"
+    )
     stream_max_seconds: Seconds = Field(300, description="Longest life of a stream (s)")
     drain_seconds: Seconds = Field(30, description="Longest wait for requests in flight after SIGTERM (s)")
     # Prices

@@ -413,7 +413,7 @@ def parse(task: Task, body: bytes, *, max_chars: int) -> Job:
     try:
         request = task.request_model.model_validate_json(body)
     except ValidationError as error:
-        raise _explain(error) from None
+        raise explain(error) from None
     repeated = _find_repeated(request.model_fields_set, body)
     if repeated:
         raise InvalidRequest(details=tuple(FieldError(name, "is given more than once") for name in repeated))
@@ -446,7 +446,8 @@ def _find_repeated(given: set[str], body: bytes) -> list[str]:
     return sorted(name for name in given if names.count(name) > 1)
 
 
-def _explain(error: ValidationError) -> ApiError:
+def explain(error: ValidationError) -> ApiError:
+    """Return what is wrong with a body, as the error that its caller gets; it quotes nothing of it."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     if problems[0]["type"] == "json_invalid":
         where = problems[0]["msg"].removeprefix("Invalid JSON: ")  # what was expected, line and column; quotes nothing

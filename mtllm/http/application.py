@@ -22,7 +22,8 @@ from werkzeug.routing import RequestRedirect
 from mtllm.domain import errors
 from mtllm.domain.errors import ApiError
 from mtllm.domain.events import RequestEvent
-from mtllm.http import headers, waitress_server
+from mtllm.http import batch, headers, waitress_server
+from mtllm.http.batch import BatchEndpoint
 from mtllm.http.cors import Cors
 from mtllm.http.exchange import Exchange, current_exchange
 from mtllm.http.guard import Guard
@@ -82,6 +83,18 @@ class Api(Flask):
             dry_runs=service.dry_runs,
         )
         self._tasks = {task.path: task for task in tasks}
+        self._batch_endpoint = BatchEndpoint(
+            {task.name: task for task in tasks},
+            self._guard,
+            self.lifecycle,
+            self._task_endpoint,
+            most_items=settings.batch_max_items,
+            concurrency=lambda: settings.batch_concurrency or max(1, service.admission.state().slots // 4),
+            max_request_bytes=settings.max_request_bytes,
+            observe=self._observe,
+            clock=clock,
+            monotonic=monotonic,
+        )
         self.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
         self.before_request(self._enter)
         self.register_error_handler(ApiError, answer_error)
@@ -89,6 +102,7 @@ class Api(Flask):
         self.register_error_handler(Exception, answer_defect)
         for task in tasks:
             self.add_url_rule(task.path, task.name, methods=["POST"])  # no view: the task endpoint answers it
+        self.add_url_rule(batch.PATH, "batch", methods=["POST"])
 
     # The way in
 
@@ -97,9 +111,12 @@ class Api(Flask):
         self.lifecycle.begin()
         try:
             exchange = self._begin(environ)
-            task = self._tasks.get(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" else None
+            posted = environ["PATH_INFO"] if environ["REQUEST_METHOD"] == "POST" else ""
+            task = self._tasks.get(posted)
             if task is not None:
                 body = self._send(exchange, self._task_endpoint.reply(exchange, task), start_response)
+            elif posted == batch.PATH:
+                body = self._send(exchange, self._batch_endpoint.reply(exchange), start_response)
             else:
                 exchange.bind(environ)
                 _encode_query(environ)
@@ -181,10 +198,13 @@ class Api(Flask):
     def _finish(self, exchange: Exchange, sent: int) -> None:
         if exchange.status >= 400 and (burst := self._bursts.observe(exchange.account, exchange.status)):
             exchange.findings += (burst,)
+        self._observe(exchange, sent)
+        self.lifecycle.end()
+
+    def _observe(self, exchange: Exchange, sent: int) -> None:
         event = exchange.event(self.monotonic(), sent)
         for observe in self.observers:
             observe(event)
-        self.lifecycle.end()
 
 
 class CountedBody:

@@ -14,7 +14,7 @@ from mtllm.completions.service import Completions
 from mtllm.domain import errors
 from mtllm.domain.caller import Caller
 from mtllm.domain.completion import CacheControl, Completion
-from mtllm.domain.errors import ApiError
+from mtllm.domain.errors import ApiError, FieldError
 from mtllm.http import sse
 from mtllm.http.body import JSON, read_body
 from mtllm.http.dispatcher import waiting
@@ -69,18 +69,27 @@ class TaskEndpoint:
         """Return the answer of `task` to the request, or the error it ended in. Raises nothing."""
         exchange.task = task
         try:
-            return self._answer(exchange, task)
+            self._guard.admit(exchange, Access.KEY)
+            self._count(exchange)
+            body = read_body(exchange, self._settings.max_request_bytes)
+            return self._answer(exchange, task, body)
         except ApiError as error:
             return refuse(exchange, error)
         except Exception as defect:  # the last line of defence: the client gets a sentence, the log the traceback
             return refuse(exchange, errors.wrap_defect(defect))
 
-    def _answer(self, exchange: Exchange, task: Task) -> TaskReply:
-        self._guard.admit(exchange, Access.KEY)
-        if self._lifecycle.draining:
-            raise errors.Draining(retry_after=self._lifecycle.seconds_left())
-        self._count(exchange)
-        body = read_body(exchange, self._settings.max_request_bytes)
+    def reply_item(self, exchange: Exchange, task: Task, body: bytes) -> TaskReply:
+        """Return the answer of `task` to one item of a batch whose caller was admitted; it never streams."""
+        exchange.task = task
+        try:
+            self._count(exchange)
+            return self._answer(exchange, task, body, streams=False)
+        except ApiError as error:
+            return refuse(exchange, error)
+        except Exception as defect:  # as above
+            return refuse(exchange, errors.wrap_defect(defect))
+
+    def _answer(self, exchange: Exchange, task: Task, body: bytes, *, streams: bool = True) -> TaskReply:
         exchange.job = job = parse(task, body, max_chars=self._settings.max_prompt_chars)
         exchange.cache_control = cache_control = read_cache_control(exchange.environ.get("HTTP_CACHE_CONTROL"))
         key = exchange.key
@@ -96,6 +105,8 @@ class TaskEndpoint:
         if job.dry_run:
             with waiting():
                 return TaskReply(200, render_estimate(self._dry_runs.estimate(job, caller)))
+        if job.stream and not streams:
+            raise errors.InvalidRequest(details=(FieldError("stream", "is not served in a batch"),))
         if job.stream:
             return self._stream(exchange, job, caller, cache_control)
         deadline = exchange.started + self._settings.gemini_timeout_seconds
@@ -105,7 +116,9 @@ class TaskEndpoint:
         return TaskReply(200, answer_body(exchange, completion))
 
     def _count(self, exchange: Exchange) -> None:
-        """Count the request against its client's windows. Raises RateLimited."""
+        """Count the request against its client's windows. Raises RateLimited, or Draining instead."""
+        if self._lifecycle.draining:
+            raise errors.Draining(retry_after=self._lifecycle.seconds_left())
         own = exchange.key.rate_limits if exchange.key else None
         limits = self._settings.rate_limits if own is None else own
         exchange.verdict = verdict = self._limiter.hit(exchange.account, limits)

@@ -26,6 +26,7 @@ from mtllm.domain import errors
 from mtllm.domain.completion import Answer, render_body
 from mtllm.domain.errors import ApiError, FieldError
 from mtllm.domain.money import Amount, Charge, TokenUsage
+from mtllm.http.batch import PATH, BatchRequest
 from mtllm.http.error_body import error_body
 from mtllm.ledger.ledger import GroupBy
 from mtllm.pages import samples
@@ -343,6 +344,21 @@ def _export_bodies() -> Json:
 
 _OTHER_ENDPOINTS = (
     _Endpoint(
+        method="POST",
+        path=PATH,
+        id="batch",
+        tag="Tasks",
+        summary="Many requests at once, answered line by line",
+        description="Each item is counted, bought and booked as if it had come alone; its errors do not end the batch.",
+        parameters=("CacheControl", "Tag", "Traceparent"),
+        request={
+            "required": True,
+            "content": {"application/json": {"schema": _ref(BatchRequest.__name__), "example": samples.BATCH}},
+        },
+        bodies={200: _text_body("application/x-ndjson", "A line an item, then a summary.", samples.BATCH_LINES)},
+        errors=(*_OF_QUERIES, errors.InvalidJson, errors.PayloadTooLarge, errors.UnsupportedMediaType, errors.Draining),
+    ),
+    _Endpoint(
         path="/v1/models",
         id="models",
         tag="Tasks",
@@ -577,5 +593,6 @@ def _models(tasks: Sequence[Task]) -> Iterator[type[BaseModel]]:
         if task.streams:
             yield schemas.stream_end(task)
     yield from (schemas.StreamDelta, schemas.Error, Health, Readiness)
+    yield BatchRequest
     yield from (ModelList, OpenAIError, schemas.DryRunAnswer)
     yield from (schemas.Statistics, schemas.OwnView, schemas.UsageReport, schemas.AttemptsOfRequest, CacheDeletion)

@@ -256,3 +256,16 @@ OWN_VIEW = schemas.OwnView(
     today=_OWN_USAGE,
     this_month=_OWN_USAGE,
 )
+
+BATCH = {
+    "items": [
+        {"id": "a", "task": "text", "prompt": "Explain HTTP caching."},
+        {"task": "classify", "text": "I love it", "categories": ["good", "bad"]},
+    ]
+}
+BATCH_LINES = (
+    '{"id": "a", "index": 0, "status": 200, "body": {"generated_text": "..."}, "cached": false, '
+    '"cost": {"total": "0.000008", "nanodollars": 8400}}\n'
+    '{"summary": true, "items": 2, "succeeded": 1, "failed": 1, "cached": 0, "not_begun": 0, '
+    '"cost": {"total": "0.000008", "nanodollars": 8400}}\n'
+)
