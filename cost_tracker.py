@@ -104,7 +104,7 @@ class CostTracker:
         Raises LedgerUnavailable when the ledger cannot be written. A log that cannot be written is only warned of.
         """
         now, request_id = self._clock(), str(uuid.uuid4())
-        usage = TokenUsage(self._counter.estimate_tokens(prompt), self._counter.estimate_tokens(response))
+        usage = TokenUsage(self._counter.count_tokens(prompt), self._counter.count_tokens(response))
         tokens = usage.input, usage.output
         price = self._price_table().price_of(self._model, datetime.fromtimestamp(now, UTC).date())
         cost, saved = price.cost(*tokens) if price else NO_COST, 0

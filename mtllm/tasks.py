@@ -28,6 +28,7 @@ from mtllm.domain.errors import (
     UpstreamInvalidAnswer,
 )
 from mtllm.domain.thinking import ThinkingLevel
+from mtllm.json_schema import find_misfit, find_schema_problem
 
 MAX_CATEGORIES = 100
 MAX_CATEGORY_CHARS = 200
@@ -149,6 +150,46 @@ class ClassifyTextRequest(TaskRequest):
     )
 
 
+def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return `schema`, or raise ValueError when it is no JSON schema."""
+    problem = find_schema_problem(schema)
+    if problem:
+        raise ValueError(problem)
+    return schema
+
+
+class ExtractJsonRequest(TaskRequest):
+    """Body of POST /api/v1/extract/json."""
+
+    text: Words = Field(description="What is to be read.", examples=["Ann Lee, 31, joined in May 2024 as an engineer."])
+    json_schema: Annotated[dict[str, Any], AfterValidator(check_schema)] = Field(
+        description="The JSON schema (draft 2020-12) that the answer must fit.",
+        examples=[
+            {
+                "type": "object",
+                "properties": {"name": {"type": "string"}, "age": {"type": ["integer", "null"]}},
+                "required": ["name", "age"],
+            }
+        ],
+    )
+    max_output_tokens: WholeNumber = Field(2048, ge=1, le=MAX_OUTPUT_TOKENS, description="Thinking counts towards it.")
+
+
+def _extract_instruction(request: Any) -> Instruction:
+    system = "Read from the text of the user what the JSON schema asks for. Invent nothing that it does not say."
+    schema = json.dumps(request.json_schema, sort_keys=True)
+    return Instruction(request.text, 0.0, request.max_output_tokens, system=system, json_schema=schema)
+
+
+def _fitting_json(instruction: Instruction, answer: Answer) -> str:
+    if answer.finish_reason is FinishReason.MAX_TOKENS:
+        raise MaxOutputTokensTooSmall("Gemini used up its output tokens before the JSON was complete.")
+    misfit = find_misfit(answer.text, instruction.json_schema or "")
+    if misfit:
+        raise UpstreamInvalidAnswer(f"Gemini's answer could not be used: {misfit}.")
+    return answer.text
+
+
 def _text_instruction(request: Any) -> Instruction:
     return Instruction(request.prompt, request.temperature, request.max_output_tokens)
 
@@ -172,7 +213,7 @@ def _as_is(_instruction: Instruction, answer: Answer) -> str:
     return answer.text
 
 
-_FENCE = re.compile(r"\A\s*(?P<ticks>`{3,})[^\n`]*\n")
+OPENING_FENCE = re.compile(r"\A\s*(?P<ticks>`{3,})[^\n`]*\n")
 
 
 def strip_fence(text: str, *, truncated: bool = False) -> str:
@@ -180,7 +221,7 @@ def strip_fence(text: str, *, truncated: bool = False) -> str:
 
     With `truncated`, a block whose closing fence was cut off counts as wrapping too.
     """
-    opening = _FENCE.match(text)
+    opening = OPENING_FENCE.match(text)
     if opening is None:
         return text
     ticks, body = opening["ticks"], text[opening.end() :]
@@ -240,8 +281,12 @@ class Task:
     """The level at which this task is always done; None: the caller's, else the service's."""
     repairs: int = 0
     """How often an answer that is invalid or cut short is asked for again."""
+    answers_json: bool = False
+    """The answer is a JSON value, not a text."""
     shape: Shape = "own"
     """In whose shape requests and answers are."""
+    fenced: bool = False
+    """The model wraps its answer in a fence, which is not passed on."""
 
     @property
     def streams(self) -> bool:
@@ -269,6 +314,7 @@ TASKS: tuple[Task, ...] = (
         answer_field="generated_code",
         instruct=_code_instruction,
         read=_code_only,
+        fenced=True,
     ),
     Task(
         name="classify",
@@ -280,6 +326,19 @@ TASKS: tuple[Task, ...] = (
         instruct=_classify_instruction,
         read=_one_of_the_labels,
         thinking=ThinkingLevel.MINIMAL,
+        repairs=1,
+    ),
+    Task(
+        name="extract",
+        path="/api/v1/extract/json",
+        summary="Read from a text what a JSON schema asks for",
+        request_model=ExtractJsonRequest,
+        prompt_field="text",
+        answer_field="extracted",
+        instruct=_extract_instruction,
+        read=_fitting_json,
+        thinking=ThinkingLevel.MINIMAL,
+        answers_json=True,
         repairs=1,
     ),
 )

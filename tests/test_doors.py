@@ -184,6 +184,7 @@ OPEN_TO_ALL = (
 WITH_A_KEY = ("POST /api/v1/generate/text", "GET /stats", "GET /api/v1/stats", "GET /usage", "GET /api/v1/usage",
               "GET /metrics", "GET /dashboard",
               "POST /api/v1/generate/code", "POST /api/v1/classify/text", "POST /v1/chat/completions",
+              "POST /api/v1/extract/json",
               "GET /v1/models", "GET /api/v1/me")  # fmt: skip
 WITH_ADMINS = ("GET /api/v1/usage/export", "GET /api/v1/usage?group_by=client", "GET /api/v1/usage?group_by=key",
                "GET /api/v1/usage/requests/<request_id>", "DELETE /api/v1/cache")  # fmt: skip

@@ -367,7 +367,7 @@ def test_a_spent_budget_is_there_again_at_midnight_utc(
     app = make_app(daily_budget_usd=dollars(bound("00") + 100))
     to_midnight(app, clock, 1000.5)
     gemini.answers(cut(10))
-    assert ask(app, "00", **BODY).status_code in (502, 503, 504)
+    assert ask(app, "00", **BODY).status_code == 502
     refused = ask(app, "01", **BODY)
     assert (refused.status_code, refused.headers["Retry-After"]) == (402, "1001")
     clock.advance(999)

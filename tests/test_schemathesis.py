@@ -28,6 +28,7 @@ CALLS = [
     for path, operations in DOCUMENT["paths"].items()
     for method, operation in operations.items()
     for kind in (GOOD, BAD)
+    if not (kind is GOOD and path == "/api/v1/extract/json")  # what is a JSON schema, no such document can say
     if kind is GOOD or "requestBody" in operation or len(operation["parameters"]) > 1  # there is something to get wrong
 ]
 

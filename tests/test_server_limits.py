@@ -37,7 +37,7 @@ def process(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """The service, with nobody behind it, so that tasks answer 503 at once."""
     folder = tmp_path_factory.mktemp("limits")
     environ = {f"{name}_DIR": str(folder / name.lower()) for name in ("LOG", "CACHE", "DATA")} | {"RATE_LIMITS": ""}
-    with Process(request.param, environ, flags=documented_flags()) as running:
+    with Process(request.param, environ, flags=() if request.param == APP_PY else documented_flags()) as running:
         yield running
 
 

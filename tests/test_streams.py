@@ -184,12 +184,14 @@ def test_an_answer_kept_by_a_plain_request_streams(service: Service, gemini: Scr
     assert gemini.count == 1
 
 
-def test_code_streams_raw_and_ends_unfenced(service: Service, gemini: ScriptedGemini) -> None:
-    """Deltas are what Gemini wrote; the whole answer is code only."""
+def test_code_streams_without_its_fence_first_and_on_a_hit(service: Service, gemini: ScriptedGemini) -> None:
+    """Whoever shows deltas shows the code alone."""
     gemini.answers(stream("```py", "thon\nx = 1\n", "```"))
-    events = served_in_full(service(), path=CODE)
-    assert [told for kind, told in events if kind == "delta"] == ["```py", "thon\nx = 1\n", "```"]
-    assert events[-1][1]["generated_code"] == "x = 1"
+    port = service()
+    for _ in ("paid", "hit"):
+        events = served_in_full(port, path=CODE)
+        assert [told for kind, told in events if kind == "delta"] == ["x = 1"]
+        assert events[-1][1]["generated_code"] == "x = 1"
 
 
 def test_any_text_survives(service: Service, gemini: ScriptedGemini) -> None:

@@ -15,8 +15,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from mtllm.domain.completion import Answer, FinishReason, Instruction, Turn
 from mtllm.domain.errors import UpstreamInvalidAnswer
 from mtllm.domain.thinking import ThinkingLevel
-from mtllm.json_schema import find_misfit, find_schema_problem
-from mtllm.tasks import AnswerOptions, Task, TaskRequest, WholeNumber, require_words
+from mtllm.json_schema import find_misfit
+from mtllm.tasks import AnswerOptions, Task, TaskRequest, WholeNumber, check_schema, require_words
 
 DEFAULT_LIMIT = 8192
 MOST_TOKENS = 65_536
@@ -61,14 +61,7 @@ class Message(ChatPart):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-def _check_schema(schema: Any) -> Any:
-    problem = find_schema_problem(schema)
-    if problem:
-        raise ValueError(problem)
-    return schema
-
-
-JsonSchema = Annotated[dict[str, Any], AfterValidator(_check_schema)]
+JsonSchema = Annotated[dict[str, Any], AfterValidator(check_schema)]
 
 
 class NamedSchema(ChatPart):

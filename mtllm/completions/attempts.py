@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,8 +118,9 @@ class Attempts:
             charge = attempt.settle(answer, failure)
         if failure is not None:
             raise failure
+        task = request.job.task
         return StoredAnswer(
-            body=render_body(request.job.task.answer_field, text, answer, charge),
+            body=render_body(task.answer_field, json.loads(text) if task.answers_json else text, answer, charge),
             usage=charge.amount.usage,
             cost=charge.amount.cost.total,
             model=answer.model,

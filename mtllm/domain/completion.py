@@ -118,7 +118,8 @@ class Instruction(NamedTuple):  # fitted to a model at every request, which a Na
     def text(self) -> str:
         """Return all the words that are sent, for counting tokens."""
         said = (turn.text for turn in self.turns)
-        return "\n".join((self.system or "", *said, self.prompt, *self.labels, self.json_schema or ""))
+        schema = (self.json_schema,) if self.json_schema else ()
+        return "\n".join((self.system or "", *said, self.prompt, *self.labels, *schema))
 
     @property
     def more(self) -> str:
@@ -215,11 +216,11 @@ class Answer:
     failure: ApiError | None = None
 
 
-def render_body(answer_field: str, text: str, answer: Answer, charge: Charge) -> bytes:
+def render_body(answer_field: str, said: object, answer: Answer, charge: Charge) -> bytes:
     """Return the JSON body of a 200, ready to send. The answer comes first; `StoredAnswer.text` relies on that."""
     usage = charge.amount.usage
     body: dict[str, Any] = {
-        answer_field: text,
+        answer_field: said,
         "model": answer.model,
         "finish_reason": answer.finish_reason.value,
         "usage": {
@@ -259,8 +260,9 @@ class StoredAnswer:
 
     @property
     def text(self) -> str:
-        """Return the answer itself, read from the body."""
-        return str(next(iter(json.loads(self.body).values())))
+        """Return the answer itself, read from the body; a JSON value as JSON."""
+        said = next(iter(json.loads(self.body).values()))
+        return said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
 
 
 class CacheHit(NamedTuple):  # made at every hit, and a NamedTuple takes a third of the time of a frozen dataclass

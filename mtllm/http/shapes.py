@@ -23,6 +23,7 @@ from mtllm.domain.errors import ApiError
 from mtllm.domain.money import format_usd
 from mtllm.http.error_body import error_body
 from mtllm.http.exchange import Exchange
+from mtllm.http.unfence import Unfence
 
 OPENAI_PATHS = "/v1/"
 """Below it errors are in OpenAI's shape, unknown paths included."""
@@ -65,7 +66,8 @@ def events_of(exchange: Exchange, live: LiveStream) -> Events:
     if _is_openai(exchange):
         assert exchange.job is not None  # noqa: S101  # as above
         return ChatEvents(exchange.job.options, exchange.request_id, int(exchange.timestamp), live.model)
-    return OwnEvents(exchange.request_id)
+    fenced = exchange.task is not None and exchange.task.fenced
+    return OwnEvents(exchange.request_id, Unfence() if fenced else None)
 
 
 def _is_openai(exchange: Exchange) -> bool:
@@ -77,19 +79,22 @@ def _is_openai(exchange: Exchange) -> bool:
 class OwnEvents:
     """Deltas without a name, then `done` with the whole answer and its cost, or `error`."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, unfence: Unfence | None = None) -> None:
         self._request_id = request_id
+        self._unfence = unfence
 
     def delta(self, text: str) -> bytes:
-        """Return the event of one delta."""
-        return _data({"delta": text})
+        """Return the event of one delta; empty where all of it is held back, since it may be a fence."""
+        return _delta(self._unfence.feed(text) if self._unfence else text)
 
     def done(self, completion: Completion) -> Iterator[bytes]:
         """Yield the last events of a stream that ended well; a stored answer comes as one delta before them."""
         answer = completion.answer
         assert answer is not None  # noqa: S101  # an answer or an error, by construction
         if completion.cached:
-            yield self.delta(answer.text)
+            yield _delta(answer.text)
+        elif self._unfence and (rest := self._unfence.end()):
+            yield _delta(rest)
         said = {"cost": _cost(completion), "cached": completion.cached, "request_id": self._request_id}
         body = answer.body_ignoring(completion.ignored)
         yield b"event: done\n" + _data(json.loads(body) | said)
@@ -107,6 +112,10 @@ def _cost(completion: Completion) -> dict[str, Any]:
         "total": format_usd(cost.total),
         "nanodollars": cost.total,
     }
+
+
+def _delta(text: str) -> bytes:
+    return _data({"delta": text}) if text else b""
 
 
 def _data(value: dict[str, Any]) -> bytes:

@@ -65,7 +65,9 @@ def events(exchange: Exchange, live: LiveStream, part: str | Completion | None) 
     """Yield the body of the response, which begins with `part`."""
     written = events_of(exchange, live)
     while not isinstance(part, Completion):
-        yield KEEP_ALIVE if part is None else written.delta(part)
+        event = KEEP_ALIVE if part is None else written.delta(part)
+        if event:
+            yield event
         part = next_part(exchange, live)
     _conclude(exchange, part)
     yield from _end(written, part)

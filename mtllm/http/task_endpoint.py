@@ -1,4 +1,4 @@
-"""The three task endpoints over plain WSGI: one path for all tasks, hits and misses, answers and errors.
+"""The task endpoints over plain WSGI: one path for all tasks, hits and misses, answers and errors.
 
 Flask's dispatch costs as much as all of a hit's own work (docs/performance.md), and a task needs nothing of it: its
 path is fixed, its body is JSON bytes, its answer is ready bytes. Everything else the service answers through Flask.

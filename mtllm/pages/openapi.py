@@ -305,7 +305,8 @@ def _examples_of(task: Task) -> tuple[Json, Json]:
     text = instruction.labels[0] if instruction.labels else samples.ANSWERS.get(task.name, samples.ANSWERS["text"])
     usage = TokenUsage(input=12, output=18)
     answer = Answer(text, "gemini-2.5-flash-lite", usage)
-    return asked, json.loads(render_body(task.answer_field, text, answer, Charge(Amount(usage), _PRICE)))
+    said = json.loads(text) if task.answers_json else text
+    return asked, json.loads(render_body(task.answer_field, said, answer, Charge(Amount(usage), _PRICE)))
 
 
 def _stream_body(task: Task, answered: Json) -> Json:

@@ -12,6 +12,7 @@ REQUEST_ID = "84ffd3b0-0af0-42d9-bdcd-cd311a4f6ad6"
 ANSWERS = {
     "text": "A cache keeps answers near those who ask. HTTP tells it for how long.",
     "code": "def reverse(text):\n    return text[::-1]",
+    "extract": '{"name": "Ann Lee", "age": 31}',
 }
 """What a model may say, by task."""
 

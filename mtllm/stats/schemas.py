@@ -124,7 +124,8 @@ class StreamDelta(DescribedBody):
 
 def task_answer(task: Task) -> type[DescribedBody]:
     """Return the model of the body of a 200 of `task`."""
-    answer: Any = (str, Field(description=f"The result: {task.summary[0].lower()}{task.summary[1:]}."))
+    kind: Any = Any if task.answers_json else str
+    answer: Any = (kind, Field(description=f"The result: {task.summary[0].lower()}{task.summary[1:]}."))
     return create_model(
         _name(task, "Response"),
         __base__=Answered,
