@@ -25,7 +25,7 @@ def test_swagger_fits_its_window_and_has_no_complaint(
         browser.wait_for(LOADED)
         page = "document.documentElement"
         assert browser.run(f"return {page}.scrollWidth - {page}.clientWidth") <= 0
-        assert browser.run(f"return getComputedStyle(document.body).backgroundColor") == (
+        assert browser.run("return getComputedStyle(document.body).backgroundColor") == (
             "rgb(14, 18, 22)" if dark else "rgb(250, 250, 250)"
         )
         assert browser.complaints() == []
