@@ -85,6 +85,7 @@ def create_app(
             tasks=tasks,
             daily_budget=settings.daily_budget_usd,
             monthly_budget=settings.monthly_budget_usd,
+            alerts=service.alerts,
             clock=clock,
             observed=observed,
             spend=service.spend,

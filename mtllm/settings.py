@@ -30,7 +30,7 @@ OFFLINE_PREFIX = "offline-"
 TOY_SUFFIX = "-toy"
 OFFLINE_LEDGER = "offline.sqlite3"
 _OFFLINE_KEY = "none-is-needed-offline"  # masked in logs like any key, so it must be nothing that one would write
-_EMPTY_HAS_A_MEANING = frozenset({"rate_limits", "cors_origins", "gemini_fallback_models"})
+_EMPTY_HAS_A_MEANING = frozenset({"rate_limits", "cors_origins", "gemini_fallback_models", "budget_alerts_percent"})
 
 
 class SettingsError(Exception):
@@ -148,6 +148,7 @@ FallbackOn = Annotated[FallbackReason, AfterValidator(_require_choice)]
 ProjectPath = Annotated[Path, BeforeValidator(_locate_in_project)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 Secret = Annotated[str, AfterValidator(_require_header_safe)]
+Percent = Annotated[int, Field(ge=1, le=1000)]
 Count = Annotated[int, Field(ge=1)]
 Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=9, allow_inf_nan=False)]
@@ -274,6 +275,16 @@ class Settings(BaseModel):
     monthly_budget_usd: Dollars | None = Field(
         None, description="Most that all requests of a calendar month may cost ($); empty = no budget"
     )
+    budget_alerts_percent: Annotated[tuple[Percent, ...], BeforeValidator(_split_names)] = Field(
+        (80, 100),
+        description="Percentages of a budget that are told once a day or month, when they are spent; empty = none",
+    )
+    budget_webhook_url: Annotated[str, AfterValidator(_require_http_url)] | None = Field(
+        None, repr=False, description="Where these are sent too, as JSON by POST, until it is taken"
+    )
+    budget_webhook_secret: Secret | None = Field(
+        None, repr=False, description="Signs them: X-Signature is the hex HMAC-SHA256 of the body"
+    )
     budget_timezone: Annotated[str, AfterValidator(_require_zone)] = Field(
         "UTC", description="Where the days and months of budgets begin: the IANA name of a time zone"
     )
@@ -359,7 +370,10 @@ class Settings(BaseModel):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Return every secret value, for masking."""
-        single = (self.google_api_key, self.admin_api_key, self.database_url, self.redis_url)
+        single = (
+            *(self.google_api_key, self.admin_api_key, self.database_url, self.redis_url),
+            *(self.budget_webhook_url, self.budget_webhook_secret),
+        )
         return tuple(filter(None, single)) + tuple(secret for _, secret in self.api_keys)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from mtllm import process
+from mtllm.billing.alerts import BudgetAlerts, Webhook
 from mtllm.billing.counting import estimate_apart
 from mtllm.billing.drift import DriftMeter
 from mtllm.billing.maintenance import LedgerMaintenance
@@ -94,6 +95,7 @@ class Service:
     recorder: CostRecorder
     maintenance: LedgerMaintenance
     budgets: Budgets
+    alerts: BudgetAlerts
     breakers: Breakers
     chain: ModelChain
     free_look: FreeLook
@@ -182,6 +184,19 @@ def build(
         start=lambda maintenance, _threads: maintenance.start(),
         close=LedgerMaintenance.close,
     )
+    budgets = Budgets(settings)
+    alerts = add(
+        BudgetAlerts(
+            ledger,
+            lambda: budgets.all(keys.keys()),
+            percents=settings.budget_alerts_percent,
+            webhook=_make_webhook(settings),
+            report=notices.reporter("budget_alert"),
+            clock=clock,
+        ),
+        start=BudgetAlerts.start,
+        close=BudgetAlerts.close,
+    )
     admission = add(
         Admission(queue_seconds=settings.gemini_queue_seconds, monotonic=monotonic),
         start=lambda admission, threads: admission.resize(slots(settings, threads), threads),
@@ -247,7 +262,8 @@ def build(
         drift=drift,
         recorder=recorder,
         maintenance=maintenance,
-        budgets=Budgets(settings),
+        budgets=budgets,
+        alerts=alerts,
         breakers=breakers,
         chain=chain,
         free_look=free_look,
@@ -299,6 +315,12 @@ class Budgets:
         self.of_all = tuple(
             _budgets(SERVICE_SCOPE, _nano(settings.daily_budget_usd), _nano(settings.monthly_budget_usd))
         )
+
+    def all(self, keys: Iterable[ApiKey]) -> Iterator[Budget]:
+        """Yield the service's budgets, and those of each of `keys`."""
+        yield from self.of_all
+        for key in keys:
+            yield from _budgets(key_scope(key.name), key.daily_budget, key.monthly_budget)
 
     def of(self, key: ApiKey | None) -> tuple[Budget, ...]:
         """Return the budgets of a request of `key`."""
@@ -383,6 +405,12 @@ def _make_keys(settings: Settings, notices: Notices, clock: Clock) -> KeyRing:
         clock=clock,
         on_problem=notices.reporter("api_keys_file"),
     )
+
+
+def _make_webhook(settings: Settings) -> Webhook | None:
+    if settings.budget_webhook_url is None:
+        return None
+    return Webhook(settings.budget_webhook_url, settings.budget_webhook_secret or "")
 
 
 def _make_journal(settings: Settings, notices: Notices, clock: Clock) -> ResponseJournal:

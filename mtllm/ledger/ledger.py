@@ -32,6 +32,7 @@ from mtllm.ledger.records import (
     OPEN,
     UNSETTLED,
     Attempt,
+    BudgetAlert,
     BudgetState,
     ExportRow,
     GroupBy,
@@ -56,6 +57,7 @@ __all__ = [
     "UNSETTLED",
     "Attempt",
     "Budget",
+    "BudgetAlert",
     "BudgetState",
     "ExportRow",
     "GroupBy",
@@ -150,6 +152,18 @@ class Ledger:
     def record_hit(self, hit: Hit) -> None:
         """Record `hit` within a second. Never blocks, never fails."""
         self._processes.current().writer.add_hit(hit)
+
+    def record_alert(self, alert: BudgetAlert, *, posts: bool) -> bool:
+        """Keep an alert of a budget; return False where it was told already. `posts`: it is to be sent, too."""
+        return self._submit(lambda transaction: transaction.record_alert(alert, posts=posts))
+
+    def lease_alerts(self, now: float, seconds: float) -> list[BudgetAlert]:
+        """Return the alerts that are to be sent now; no other process sends them for so many seconds."""
+        return self._submit(lambda transaction: transaction.lease_alerts(now, seconds))
+
+    def mark_alert_taken(self, alert: BudgetAlert) -> None:
+        """Send an alert no more."""
+        self._submit(lambda transaction: transaction.mark_alert_taken(alert))
 
     def mark_unsettled(self, now: float) -> int:
         """Mark the rows still open after their deadline and return how many. Runs by itself every few seconds, too."""

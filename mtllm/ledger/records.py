@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from mtllm.domain.caller import SERVICE_SCOPE, key_scope
 from mtllm.domain.money import NO_AMOUNT, Amount, Charge
+from mtllm.domain.periods import Period
 
 OK = "ok"
 HIT = "hit"
@@ -50,6 +51,18 @@ class Attempt:
 def scopes_of(key: str | None) -> tuple[str, ...]:
     """Return the budget scopes of a call made with the API key named `key`; the service always comes first."""
     return (SERVICE_SCOPE,) if key is None else (SERVICE_SCOPE, key_scope(key))
+
+
+class BudgetAlert(NamedTuple):
+    """A percentage of a budget that was reached. `day`: the first day of its period; money in nano-dollars."""
+
+    scope: str
+    period: Period
+    day: int
+    percent: int
+    at: float
+    spent: int
+    limit: int
 
 
 class BudgetState(NamedTuple):

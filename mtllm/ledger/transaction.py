@@ -22,7 +22,7 @@ from mtllm.domain.errors import LedgerUnavailable
 from mtllm.domain.periods import UTC_CALENDAR, Calendar
 from mtllm.ledger.budgets import refuse_call
 from mtllm.ledger.engine import Connection, Engine, Row, Value
-from mtllm.ledger.records import OK, OPEN, Attempt, BudgetState, Hit, Settlement, scopes_of
+from mtllm.ledger.records import OK, OPEN, Attempt, BudgetAlert, BudgetState, Hit, Settlement, scopes_of
 
 MICROSECONDS = 1_000_000
 MINUTE = 60
@@ -125,6 +125,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX entries_of_request ON entries (request_id)",
         "CREATE INDEX usage_hours_of_key ON usage_hours (key_name, start)",
     ),
+    (  # 3: what was told of budgets; `next_post` is when a POST that was not taken is sent again, null when none is
+        """CREATE TABLE budget_alerts (
+            scope TEXT, period TEXT, day BIGINT, percent BIGINT,
+            at BIGINT NOT NULL, spent BIGINT NOT NULL, limit_ BIGINT NOT NULL, next_post BIGINT,
+            PRIMARY KEY (scope, period, day, percent)
+        )""",
+    ),
 )
 """The statements that lead from each version of the schema to the next; the first makes version 1 of nothing."""
 
@@ -218,6 +225,14 @@ _PRUNE = """
     DELETE FROM entries WHERE id IN
         (SELECT id FROM entries WHERE at < ? AND status <> 'open' ORDER BY at, id LIMIT ?) RETURNING id"""
 _PRUNE_MINUTES = f"DELETE FROM rollups WHERE span = {MINUTE} AND start < ?"  # noqa: S608 - a constant
+_INSERT_ALERT = """
+    INSERT INTO budget_alerts (scope, period, day, percent, at, spent, limit_, next_post)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING percent"""
+_LEASE_ALERTS = """
+    UPDATE budget_alerts SET next_post = ? WHERE next_post <= ?
+    RETURNING scope, period, day, percent, at, spent, limit_"""
+_ALERT_TAKEN = """
+    UPDATE budget_alerts SET next_post = NULL WHERE scope = ? AND period = ? AND day = ? AND percent = ?"""
 _ADD_ROLLUP = _upsert("rollups", ("span", "start"), Counts._fields)
 _ADD_USAGE_HOUR = _upsert("usage_hours", Bucket._fields, Counts._fields)
 _ADD_BUDGET_DAY = _upsert("budget_days", ("day", "scope"), ("spent", "reserved"))
@@ -348,6 +363,24 @@ class LedgerTransaction:
     def mark_unsettled(self, now: float) -> int:
         """Mark the rows still open after their deadline and return how many. Their bounds stay reserved."""
         return len(self._connection.execute(_MARK_UNSETTLED, (micros(now),)))
+
+    def record_alert(self, alert: BudgetAlert, *, posts: bool) -> bool:
+        """Keep an alert; return False where it was told already. `posts`: it is to be sent, too."""
+        next_post = 0 if posts else None
+        values = (*alert[:4], micros(alert.at), alert.spent, alert.limit, next_post)
+        return len(self._connection.execute(_INSERT_ALERT, values)) == 1
+
+    def lease_alerts(self, now: float, seconds: float) -> list[BudgetAlert]:
+        """Return the alerts that are to be sent now; nobody else sends them for so many seconds."""
+        rows = self._connection.execute(_LEASE_ALERTS, (micros(now + seconds), micros(now)))
+        return [
+            BudgetAlert(scope, period, day, percent, at / MICROSECONDS, spent, limit)
+            for scope, period, day, percent, at, spent, limit in rows
+        ]
+
+    def mark_alert_taken(self, alert: BudgetAlert) -> None:
+        """Send it no more."""
+        self._connection.execute(_ALERT_TAKEN, alert[:4])
 
     def prune(self, before: float, batch: int) -> int:
         """Remove up to `batch` rows older than `before` and return how many. Open ones and all sums stay."""

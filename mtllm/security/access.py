@@ -104,6 +104,11 @@ class KeyRing:
         self._ever_read = False
         self._reread_if_due()
 
+    def keys(self) -> list[ApiKey]:
+        """Return every key there is now."""
+        self._reread_if_due()
+        return [key for _, key in self._index.values()]
+
     def identify(self, secret: str | None) -> ApiKey | None:
         """Return the key that has this secret; None if there is none.
 

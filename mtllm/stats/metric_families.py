@@ -75,6 +75,8 @@ class ServiceCollector(Collector):
         yield from self._breaker()
         yield from self._redis()
         yield from self._admission()
+        yield _counter("budget_alerts", "Percentages of budgets that were told", self._sources.alerts.told)
+        yield _counter("budget_alert_posts_failed", "POSTs of them not taken", self._sources.alerts.failed_posts)
         yield from self._ledger()
         yield from self._log()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mtllm.billing.alerts import BudgetAlerts
 from mtllm.billing.drift import DriftMeter
 from mtllm.billing.prices import SpendMeter
 from mtllm.billing.recorder import CostRecorder
@@ -53,6 +54,7 @@ class MetricsSources:
     daily_budget: float | None
     """Dollars; None without one."""
     monthly_budget: float | None
+    alerts: BudgetAlerts
     clock: Clock
     observed: Metrics
     spend: SpendMeter
