@@ -13,6 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from mtllm.project import require_packages
+
+if __name__ == "__main__":
+    require_packages()  # before the imports that would fail without a word of help
+
 from mtllm import __version__, process, wiring
 from mtllm.chat.task import CHAT
 from mtllm.http import shapes

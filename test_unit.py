@@ -7,6 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from mtllm.project import require_packages
+
+if __name__ == "__main__":
+    require_packages()  # before the imports that would fail without a word of help
+
 import pytest
 from flask.testing import FlaskClient
 

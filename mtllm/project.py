@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
+import sys
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -16,3 +19,26 @@ def project_path(relative: str | Path) -> Path:
     own = PROJECT / relative
     shipped = _SHIPPED / relative
     return shipped if _SHIPPED.is_dir() and shipped.exists() and not own.exists() else own
+
+
+def require_packages() -> None:
+    """End the process with status 2, and the command that helps, where a package of requirements.txt is not installed.
+
+    Lines that hold for some versions of Python alone are left to pip. Without the file there is nothing to compare.
+    """
+    file = PROJECT / "requirements.txt"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = [found[0] for line in lines if ";" not in line and (found := re.match(r"[\w-]+", line))]
+    missing = [name for name in names if not _is_installed(name)]
+    if missing:
+        told = f"Not installed: {', '.join(missing)}. Install what is needed with: pip install -r {file}"
+        print(told, file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

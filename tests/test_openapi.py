@@ -310,7 +310,7 @@ def test_swagger_has_its_files(client: FlaskClient) -> None:
     """All that the page names are there, with the types that nosniff asks for; /swagger leads to the page."""
     page = client.get("/swagger", follow_redirects=True).get_data(as_text=True)
     named = [part.split('"')[0] for part in page.split(f'="{swagger.PREFIX}/')[1:]]
-    assert len(named) == 5
+    assert len(named) == 6
     for name in named:
         with client.get(f"{swagger.PREFIX}/{name}") as answer:
             assert answer.status_code == 200, name

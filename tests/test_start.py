@@ -138,3 +138,15 @@ def test_the_version_is_told() -> None:
         [sys.executable, "app.py", "--version"], cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout.startswith("Multi-Task LLM API ")) == (0, True)
+
+
+@pytest.mark.parametrize("script", ["app.py", "test_unit.py"])
+def test_a_start_without_the_packages_says_which_command_installs_them(script: str) -> None:
+    """A sentence and exit status 2, no traceback; -S is a Python without any package."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = [sys.executable, "-S", str(PROJECT / script)]
+    ended = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("Not installed: flask,")
+    assert f"pip install -r {PROJECT / 'requirements.txt'}" in ended.stderr
+    assert "Traceback" not in ended.stderr

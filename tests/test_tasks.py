@@ -128,6 +128,9 @@ def test_the_bound_of_input_counts_what_the_body_does_not_hold() -> None:
         ("```x```", "```x```"),
         ("```\nx\n``` and more", "```\nx\n``` and more"),
         ("```\nx", "```\nx"),
+        ("~~~\nx\n~~~", "~~~\nx\n~~~"),
+        ("Here it is:\n```\nx\n```", "Here it is:\n```\nx\n```"),
+        ("```\nx\n````", "```\nx\n````"),
     ],
 )
 def test_unfenced(said: str, code: str) -> None:

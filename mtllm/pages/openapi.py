@@ -102,8 +102,9 @@ def _description() -> str:
     return (
         "Text generation, code generation and text classification by Google Gemini, with a cache, rate limits, and the "
         "exact cost of every request in its headers.\n\n"
-        f"Every error has the same shape and one of these codes:\n\n| Status | Code | Meaning |\n|---|---|---|\n{rows}"
-        "\n\nA path that does not exist gets 404, a method that a path does not take 405 with `Allow`. Nobody receives "
+        f"<details><summary>Errors: one shape, {len(ERRORS)} codes</summary>\n\n"
+        f"| Status | Code | Meaning |\n|---|---|---|\n{rows}\n\n</details>\n\n"
+        "A path that does not exist gets 404, a method that a path does not take 405 with `Allow`. Nobody receives "
         "499: it is what log and ledger call a request whose client went away."
     )
 

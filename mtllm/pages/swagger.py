@@ -29,6 +29,7 @@ POLICY = (
 
 OPTIONS = {
     "url": DOCUMENT_PATH,
+    "defaultModelsExpandDepth": 0,
     "dom_id": "#swagger-ui",
     "deepLinking": True,
     "displayRequestDuration": True,
@@ -47,6 +48,7 @@ PAGE = f"""<!doctype html>
 <link rel="icon" type="image/png" sizes="32x32" href="{PREFIX}/favicon-32x32.png">
 <link rel="stylesheet" href="{PREFIX}/index.css">
 <link rel="stylesheet" href="{PREFIX}/swagger-ui.css">
+<link rel="stylesheet" href="{PREFIX}/theme.css">
 </head>
 <body>
 <div id="swagger-ui"><noscript>This page needs JavaScript; the document itself is at {DOCUMENT_PATH}.</noscript></div>
@@ -55,6 +57,26 @@ PAGE = f"""<!doctype html>
 </body>
 </html>
 """
+
+THEME = """
+html, body { background: #fafafa; }
+.swagger-ui .markdown code, .swagger-ui .opblock-summary-path { overflow-wrap: anywhere; }
+.swagger-ui .info .markdown summary { cursor: pointer; font-weight: 600; padding: 6px 0; }
+.swagger-ui .info { margin: 24px 0; }
+@media (max-width: 700px) {
+  .swagger-ui .wrapper { padding: 0 12px; }
+  .swagger-ui table:not(.model) { display: block; overflow-x: auto; }
+  .swagger-ui .opblock .opblock-summary-path { max-width: 100%; }
+  .swagger-ui .opblock-summary-description { display: none; }
+  .swagger-ui textarea, .swagger-ui input, .swagger-ui select { max-width: 100%; min-width: 0; }
+}
+@media (prefers-color-scheme: dark) {
+  html, body { background: #0e1216; }
+  .swagger-ui { filter: invert(0.92) hue-rotate(180deg); }
+  .swagger-ui .highlight-code, .swagger-ui .microlight { filter: invert(1) hue-rotate(180deg); }
+}
+"""
+"""The dark theme turns Swagger UI's own colours over, so that it needs no list of its classes; code is dark in both."""
 
 START = f"window.ui = SwaggerUIBundle({json.dumps(OPTIONS)});\n"
 
@@ -78,6 +100,9 @@ def register(app: Flask, settings: Settings, tasks: Sequence[Task], *, open_to_a
     def start() -> Response:
         return _guard(Response(START, mimetype="text/javascript"))
 
+    def theme() -> Response:
+        return _guard(Response(THEME, mimetype="text/css"))
+
     def file(name: str) -> Response:
         response = send_from_directory(folder, name)
         del response.headers["Cache-Control"]  # the edge adds its own
@@ -86,6 +111,7 @@ def register(app: Flask, settings: Settings, tasks: Sequence[Task], *, open_to_a
     app.add_url_rule(DOCUMENT_PATH, "openapi", lambda: Response(document(), mimetype="application/json"))
     app.add_url_rule(f"{PREFIX}/", "swagger", page)
     app.add_url_rule(f"{PREFIX}/start.js", "swagger_start", start)
+    app.add_url_rule(f"{PREFIX}/theme.css", "swagger_theme", theme)
     app.add_url_rule(f"{PREFIX}/<path:name>", "swagger_file", file)
 
 
