@@ -100,7 +100,7 @@ class TestEngine:
 
     def test_tables_that_are_gone_are_made_again(self, ledger: Ledger, database: PostgresDatabase) -> None:
         """An empty database in the place of the old one is a failure once, and a ledger again after it."""
-        database.rows("DROP TABLE entries, rollups, usage_hours, budget_days, schema_version")
+        database.rows("DROP TABLE entries, rollups, usage_hours, budget_days, budget_alerts, schema_version")
         with pytest.raises(LedgerUnavailable):
             paid(ledger)
         paid(ledger)
