@@ -25,6 +25,7 @@ from mtllm.http.dispatcher import waiting
 from mtllm.http.exchange import Exchange
 from mtllm.http.guard import Guard
 from mtllm.http.lifecycle import Lifecycle
+from mtllm.http.request import read_tag
 from mtllm.http.task_endpoint import UNBUFFERED, TaskEndpoint, TaskReply, refuse
 from mtllm.security.access import Access
 from mtllm.tasks import Task, explain
@@ -91,6 +92,8 @@ class BatchEndpoint:
             self._guard.admit(exchange, Access.KEY)
             if self._lifecycle.draining:
                 raise errors.Draining(retry_after=self._lifecycle.seconds_left())
+            if tag := exchange.environ.get("HTTP_X_TAG"):
+                read_tag(tag)  # a bad one is the whole batch's
             items = self._read(exchange)
         except ApiError as error:
             return refuse(exchange, error)
