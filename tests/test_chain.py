@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -526,3 +529,21 @@ class TestPythonCallers:
 def _key(chain: ModelChain, work: Job) -> bytes:
     route = chain.route(work)
     return work.key(route.model, terms=route.terms)
+
+
+def test_the_banner_says_who_answers_and_why_not_the_first(environment: dict[str, str], gemini: ScriptedGemini) -> None:
+    """`python app.py` with a new key: model, price, and Google's words for the one that is not served."""
+    gemini.plays(parse_model(f"{FIRST}=closed"))
+    environ = os.environ | environment | {"GEMINI_FALLBACK_MODELS": NEXT, "PORT": "0"}
+    command = [sys.executable, "app.py"]
+    with subprocess.Popen(
+        command, cwd=PROJECT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as served:
+        assert served.stdout is not None
+        told = next(line.decode() for line in served.stdout if b"  model  " in line)
+        served.terminate()
+        served.stdout.read()
+    assert told.split(None, 1)[1].strip() == (
+        f"{NEXT}, $0.25 in, $1.5 out per million tokens; {FIRST} is not served to this key (404, NOT_FOUND)"
+    )
+    assert served.returncode == 0

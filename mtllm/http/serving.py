@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,22 +38,34 @@ def serve(app: Api) -> None:
     server = _listening(app, settings)
     try:
         app.open_under_waitress(server)
-        if settings.google_api_key is not None and not settings.is_offline:
-            service.free_look.looked.wait(LOOK_SECONDS)
-        banner = Banner(
-            settings,
-            [_describe_model(app, standing) for standing in service.chain.standings()],
-            service.chain.answering().model,
-            is_open=service.keys.open,
-            has_admin=service.keys.has_admin,
-        )
-        print("\n".join(banner.lines(_addresses(server))), flush=True)
+        if settings.google_api_key is None or settings.is_offline:
+            print_banner(app, server)
+        else:  # requests are answered while the banner waits to learn which model answers
+            threading.Thread(target=_print_later, args=(app, server), name="banner", daemon=True).start()
         server.run()
     except KeyboardInterrupt:
         print("Stopping.")
     finally:
         server.close()
         service.close()
+
+
+def _print_later(app: Api, server: Any) -> None:
+    app.service.free_look.looked.wait(LOOK_SECONDS)
+    print_banner(app, server)
+
+
+def print_banner(app: Api, server: Any) -> None:
+    """Print where the service is, what answers, and what is unprotected, as far as that is known by now."""
+    service = app.service
+    banner = Banner(
+        app.settings,
+        [_describe_model(app, standing) for standing in service.chain.standings()],
+        service.chain.answering().model,
+        is_open=service.keys.open,
+        has_admin=service.keys.has_admin,
+    )
+    print("\n".join(banner.lines(_addresses(server))), flush=True)
 
 
 def _listening(app: Api, settings: Settings) -> Any:
