@@ -7,10 +7,14 @@ take Python's matcher for ever, and whoever sends the schema would choose it.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 MAX_DEPTH = 64
 """Levels of a schema; a deeper one helps no model, and could take the checker's stack."""
+
+MOST_REFERENCES = 5000
+"""References that are followed for one answer: half a second; an answer of 8,192 tokens has no more parts."""
 
 
 def find_schema_problem(schema: object) -> str:
@@ -38,16 +42,37 @@ def find_misfit(text: str, schema: str) -> str:
         return "it is no JSON"
     if not schema:
         return ""
-    from jsonschema import Draft202012Validator
     from referencing import Registry
     from referencing.exceptions import Unresolvable
 
-    validator = Draft202012Validator(_without_patterns(json.loads(schema)), registry=Registry())  # asks no other place
+    checker = _make_checker(MOST_REFERENCES)
+    validator = checker(_without_patterns(json.loads(schema)), registry=Registry())  # asks no other place
     try:
         fits = validator.is_valid(value)
-    except (Unresolvable, RecursionError):
+    except (Unresolvable, RecursionError, TooManyReferencesError):
         return "its schema cannot be followed"
     return "" if fits else "it does not fit the schema"
+
+
+class TooManyReferencesError(Exception):
+    """Following the references of a schema would take too long."""
+
+
+def _make_checker(most: int) -> Any:
+    """Return a validator that follows so many references: chained ones multiply in a schema of a few lines."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
+
+    follow, left = Draft202012Validator.VALIDATORS["$ref"], most
+
+    def follow_counted(validator: Any, reference: Any, instance: Any, schema: Any) -> Iterator[Any]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise TooManyReferencesError
+        yield from follow(validator, reference, instance, schema) or ()
+
+    return extend(Draft202012Validator, {"$ref": follow_counted})  # type: ignore[no-untyped-call]  # stubs say so little
 
 
 def _refuse_constant(name: str) -> None:
@@ -76,7 +101,7 @@ def _without_patterns(schema: Any) -> Any:
         return schema
     kept: dict[str, Any] = {}
     for word, part in schema.items():
-        if word in ("pattern", "patternProperties"):
+        if word in ("pattern", "patternProperties", "$schema", "$dynamicRef"):  # $schema would choose another checker
             continue
         named = word in ("properties", "$defs", "definitions", "dependentSchemas") and isinstance(part, dict)
         if named:

@@ -177,7 +177,7 @@ class ExtractJsonRequest(TaskRequest):
 
 def _extract_instruction(request: Any) -> Instruction:
     system = "Read from the text of the user what the JSON schema asks for. Invent nothing that it does not say."
-    schema = json.dumps(request.json_schema, sort_keys=True)
+    schema = json.dumps(request.json_schema)
     return Instruction(request.text, 0.0, request.max_output_tokens, system=system, json_schema=schema)
 
 

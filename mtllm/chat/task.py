@@ -233,7 +233,8 @@ class ChatRequest(TaskRequest):
 
 def _instruct(request: Any) -> Instruction:
     spoken = [message for message in request.messages if message.role in ("user", "assistant")]
-    system = "\n\n".join(m.text for m in request.messages if m.role in ("system", "developer"))
+    told = [m.text for m in request.messages if m.role in ("system", "developer")]
+    system = "\n\n".join(filter(None, (*told, _describe_format(request))))
     return Instruction(
         prompt=spoken[-1].text,
         temperature=request.temperature,
@@ -247,6 +248,15 @@ def _instruct(request: Any) -> Instruction:
     )
 
 
+def _describe_format(request: ChatRequest) -> str:
+    """Return what the caller says of the function or the schema; empty where it says nothing."""
+    if request.function is not None:
+        described = request.function.description
+        return f"The answer is the arguments of the function {request.function.name}: {described}" if described else ""
+    wanted = request.response_format and request.response_format.json_schema
+    return (wanted.description or "") if wanted else ""
+
+
 def _schema_of(request: ChatRequest) -> str | None:
     wanted = request.response_format
     if request.function is not None:
@@ -257,7 +267,7 @@ def _schema_of(request: ChatRequest) -> str | None:
         schema = {"type": "object"}
     else:
         schema = wanted.json_schema.schema_ or {"type": "object"}
-    return json.dumps(schema, sort_keys=True)
+    return json.dumps(schema)
 
 
 def _read(instruction: Instruction, answer: Answer) -> str:
