@@ -20,7 +20,6 @@ from urllib.request import Request, urlopen
 from mtllm import process
 from mtllm.completions.chain import ModelChain
 from mtllm.domain.errors import LedgerUnavailable, UpstreamFailure
-from mtllm.domain.money import exact_usd
 from mtllm.gemini.client import GOOGLE
 from mtllm.logs.folder import FILES
 from mtllm.settings import Settings
@@ -117,10 +116,7 @@ def _state(chain: ModelChain, model: str) -> str:
 
 def _price(service: Service, model: str, now: float) -> str:
     price = service.recorder.price_of(model, now)
-    if price is None:
-        return "no price known"
-    rates = (exact_usd(rate).rstrip("0").rstrip(".") for rate in (price.input, price.output))
-    return "${} in, ${} out per million tokens".format(*rates)
+    return price.in_words if price else "no price known"
 
 
 def _ledger(settings: Settings, service: Service) -> CheckLine:

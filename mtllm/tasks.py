@@ -158,6 +158,14 @@ def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
+def require_fit(text: str, schema: str) -> str:
+    """Return `text`, or raise UpstreamInvalidAnswer when it is no JSON that fits `schema` (as JSON; empty: any)."""
+    misfit = find_misfit(text, schema)
+    if misfit:
+        raise UpstreamInvalidAnswer(f"Gemini's answer could not be used: {misfit}.")
+    return text
+
+
 class ExtractJsonRequest(TaskRequest):
     """Body of POST /api/v1/extract/json."""
 
@@ -184,10 +192,7 @@ def _extract_instruction(request: Any) -> Instruction:
 def _fitting_json(instruction: Instruction, answer: Answer) -> str:
     if answer.finish_reason is FinishReason.MAX_TOKENS:
         raise MaxOutputTokensTooSmall("Gemini used up its output tokens before the JSON was complete.")
-    misfit = find_misfit(answer.text, instruction.json_schema or "")
-    if misfit:
-        raise UpstreamInvalidAnswer(f"Gemini's answer could not be used: {misfit}.")
-    return answer.text
+    return require_fit(answer.text, instruction.json_schema or "")
 
 
 def _text_instruction(request: Any) -> Instruction:
@@ -388,7 +393,7 @@ class Job(NamedTuple):  # made at every request, and a NamedTuple takes a third 
         # -0.0 is 0.0, and an integer a float: equal numbers are one key
         temperature = asked.temperature if terms.sends_temperature else None
         temperature = None if temperature is None else temperature + 0.0
-        limit = terms.limit_with_room(asked.max_output_tokens) if self.own_limit else asked.max_output_tokens
+        limit = terms.limit_of(asked, own_limit=self.own_limit)
         plan = terms.plan
         thinking = "" if plan is None else f" {plan.level or plan.budget}"
         canonical = "\0".join(  # no part holds a NUL, and all but the labels, which come last, are always there

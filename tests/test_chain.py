@@ -16,6 +16,7 @@ from flask.testing import FlaskClient
 from app import Api
 from mtllm.completions.chain import FORGET_SECONDS, ModelChain
 from mtllm.completions.free_look import FreeLook
+from mtllm.domain.completion import Instruction
 from mtllm.domain.errors import InvalidRequest, ModelUnavailable, QuotaExhausted, UpstreamFailure
 from mtllm.emulator.calls import GeminiCall
 from mtllm.emulator.models import parse_model
@@ -378,7 +379,7 @@ class TestWhatIsRemembered:
         looked = threading.Semaphore(0)
 
         class Counting:
-            def count_tokens(self, model: str, text: str, *, deadline: float) -> int:
+            def count_tokens(self, model: str, instruction: Instruction, *, deadline: float) -> int:
                 looked.release()
                 return 1
 

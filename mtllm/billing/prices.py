@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from mtllm.domain.dated import EVIDENCE_FIELDS, NO_EVIDENCE, DatedTable, Entry, Evidence, read_entries, require_distinct
-from mtllm.domain.money import Cost, _half_even
+from mtllm.domain.money import Cost, _half_even, exact_usd
 
 DEFAULT_MODEL = "gemini-2.5-flash-lite"
 """The model whose price the `offline-` models share."""
@@ -40,6 +40,12 @@ class Price:
     output: int
     cached_is_known: bool = True
     evidence: Evidence = NO_EVIDENCE
+
+    @property
+    def in_words(self) -> str:
+        """Return the rates as a person reads them: $0.1 in, $0.4 out per million tokens."""
+        input_rate, output_rate = (exact_usd(rate).rstrip("0").rstrip(".") for rate in (self.input, self.output))
+        return f"${input_rate} in, ${output_rate} out per million tokens"
 
     def cost(self, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> Cost:
         """Return what tokens cost; `input_tokens` includes the cached ones. Each part is rounded half even, once."""

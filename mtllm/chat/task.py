@@ -13,10 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mtllm.domain.completion import Answer, FinishReason, Instruction, Turn
-from mtllm.domain.errors import UpstreamInvalidAnswer
 from mtllm.domain.thinking import ThinkingLevel
-from mtllm.json_schema import find_misfit
-from mtllm.tasks import AnswerOptions, Task, TaskRequest, WholeNumber, check_schema, require_words
+from mtllm.tasks import AnswerOptions, Task, TaskRequest, WholeNumber, check_schema, require_fit, require_words
 
 DEFAULT_LIMIT = 8192
 MOST_TOKENS = 65_536
@@ -272,11 +270,9 @@ def _schema_of(request: ChatRequest) -> str | None:
 
 def _read(instruction: Instruction, answer: Answer) -> str:
     """Return the answer; a JSON answer that was cut passes as what it is, with the finish reason `length`."""
-    if instruction.json_schema is not None and answer.finish_reason is not FinishReason.MAX_TOKENS:
-        misfit = find_misfit(answer.text, instruction.json_schema)
-        if misfit:
-            raise UpstreamInvalidAnswer(f"Gemini's answer could not be used: {misfit}.")
-    return answer.text
+    if instruction.json_schema is None or answer.finish_reason is FinishReason.MAX_TOKENS:
+        return answer.text
+    return require_fit(answer.text, instruction.json_schema)
 
 
 CHAT = Task(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import TypeVar
 
-from mtllm.domain.completion import FallbackReason, Route
+from mtllm.domain.completion import FallbackReason, Route, is_version_of
 from mtllm.domain.errors import (
     ApiError,
     FieldError,
@@ -70,16 +70,10 @@ _IN_WORDS: Mapping[type[UpstreamFailure], str] = {
 
 @dataclass(frozen=True, slots=True)
 class ModelStanding:
-    """What is known of one model of the chain. `looked`: it was asked, for real or by a free look."""
+    """What is known of one model of the chain: the refusal that it met last, if any."""
 
     model: str
-    looked: bool
     refusal: Refusal | None
-
-    @property
-    def served(self) -> bool:
-        """Return whether the model would be asked."""
-        return self.refusal is None or self.refusal.failure is not ModelUnavailable
 
 
 class ModelChain:
@@ -112,8 +106,7 @@ class ModelChain:
         self._monotonic = monotonic
         self._warn = warn
         self._day = 0.0
-        self._routes: dict[tuple[ThinkingLevel, bool], Route] = {}
-        self._looked: set[str] = set()
+        self._routes: dict[tuple[object, ...], Route] = {}
         self._refusals: dict[str, Refusal] = {}
         self._swaps: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
@@ -126,46 +119,29 @@ class ModelChain:
         `permitted` are the only models of the caller's key, if it is so bound. Raises InvalidRequest for a model that
         the caller may not choose.
         """
-        if job.model is None and permitted is None and not self._refusals:
-            return self._usual_route(self._level_of(job), job.own_temperature)
         models = self.models if job.model is None and permitted is None else self._choose(job.model, permitted)
-        served = next((number for number, model in enumerate(models) if self._is_served(model)), 0)
+        served = 0
+        if self._refusals:
+            served = next((number for number, model in enumerate(models) if self._is_served(model)), 0)
         reason = FallbackReason.UNAVAILABLE if served else None
-        return self._make_route(job, models[served], models[0], reason, models[served + 1 :])
+        return self._route_by(job, models[served], models[0], reason, models[served + 1 :])
 
-    def _usual_route(self, level: ThinkingLevel, own_temperature: bool) -> Route:
-        """Return the route by the first model, which all requests of a day share that want the same of it."""
+    def _route_by(
+        self, job: Job, model: str, asked: str, reason: FallbackReason | None, others: tuple[str, ...]
+    ) -> Route:
+        """Return the route by `model`, which all requests of a day share that want the same of it."""
         day = self._clock() // _DAY
         if day != self._day:
             self._routes, self._day = {}, day
+        level = job.task.thinking or job.thinking or self._thinking
+        wanted = (model, asked, reason, others, level, job.own_temperature)
         try:
-            return self._routes[level, own_temperature]
+            return self._routes[wanted]
         except KeyError:
-            first = self.models[0]
-            route = self._route_by(first, first, level, own_temperature, None, self.models[1:])
-            self._routes[level, own_temperature] = route
+            terms = self.facts_of(model).terms(level)
+            ignored = () if terms.sends_temperature or not job.own_temperature else ("temperature",)
+            route = self._routes[wanted] = Route(model, asked, terms, reason, others, ignored)
             return route
-
-    def _make_route(
-        self, job: Job, model: str, asked: str, reason: FallbackReason | None, others: tuple[str, ...]
-    ) -> Route:
-        return self._route_by(model, asked, self._level_of(job), job.own_temperature, reason, others)
-
-    def _route_by(
-        self,
-        model: str,
-        asked: str,
-        level: ThinkingLevel,
-        own_temperature: bool,
-        reason: FallbackReason | None,
-        others: tuple[str, ...],
-    ) -> Route:
-        terms = self.facts_of(model).terms(level)
-        ignored = () if terms.sends_temperature or not own_temperature else ("temperature",)
-        return Route(model, asked, terms, reason, others, ignored)
-
-    def _level_of(self, job: Job) -> ThinkingLevel:
-        return job.task.thinking or job.thinking or self._thinking
 
     def _choose(self, named: str | None, permitted: tuple[str, ...] | None) -> tuple[str, ...]:
         """Return the models for a caller who named one, or whose key is bound to some."""
@@ -212,7 +188,7 @@ class ModelChain:
                 near = self._monotonic() + LEAST_SECONDS > deadline
                 if not route.others or reason not in self._fall_back_on or near or not may_go_on():
                     raise self._explain(route, failure) from failure.__cause__
-                route = self._make_route(job, route.others[0], route.asked, route.reason or reason, route.others[1:])
+                route = self._route_by(job, route.others[0], route.asked, route.reason or reason, route.others[1:])
 
     def deadline_of(self, route: Route, deadline: float) -> float:
         """Return when a call on this route must end: half-way to the deadline where a time-out has a next model."""
@@ -246,14 +222,12 @@ class ModelChain:
         """Remember a refusal that waiting a moment does not help; any other failure proves nothing of the model."""
         if type(failure) in _IN_WORDS:
             with self._lock:
-                self._looked.add(model)
                 self._refusals[model] = Refusal(type(failure), failure.cause_words, self._monotonic())
 
     def note_served(self, model: str) -> None:
         """Remember that a model has answered."""
-        if model in self._refusals or model not in self._looked:
+        if model in self._refusals:
             with self._lock:
-                self._looked.add(model)
                 self._refusals.pop(model, None)
 
     def note_looked(self, model: str) -> None:
@@ -266,7 +240,7 @@ class ModelChain:
         """Remember that a model has answered; report, once, where Google let another one answer."""
         self.note_served(asked)
         swap = (asked, answered)
-        if asked == answered or answered.startswith(f"{asked}-") or swap in self._swaps:
+        if is_version_of(asked, answered) or swap in self._swaps:
             return
         self._swaps.add(swap)
         self._warn(f"Gemini lets {answered} answer for {asked}; the answers cost what {answered} costs.")
@@ -280,7 +254,7 @@ class ModelChain:
     def standings(self) -> list[ModelStanding]:
         """Return what is known of each model of the chain, in its order."""
         with self._lock:
-            return [ModelStanding(model, model in self._looked, self._refusals.get(model)) for model in self.models]
+            return [ModelStanding(model, self._refusals.get(model)) for model in self.models]
 
     def answering(self) -> ModelStanding:
         """Return the model that a request which names none would ask."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from mtllm.billing.recorder import CostRecorder
 from mtllm.completions.chain import ModelChain
-from mtllm.completions.ports import AnswerCache
+from mtllm.completions.ports import AnswerCache, TokenCounting
 from mtllm.completions.request import AnswerKeys
 from mtllm.domain.caller import Budget, Caller
 from mtllm.domain.completion import Instruction, Route
@@ -20,12 +19,6 @@ from mtllm.tasks import Job
 
 COUNT_SECONDS = 5.0
 """How long Gemini's count may take; past that, tiktoken estimates."""
-
-
-class InstructionCounting(Protocol):
-    """The interface of a model that counts an instruction's tokens for nothing; `deadline` in monotonic seconds."""
-
-    def count_instruction(self, model: str, instruction: Instruction, *, deadline: float) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +53,7 @@ class DryRuns:
     def __init__(
         self,
         chain: ModelChain,
-        gemini: InstructionCounting | None,
+        gemini: TokenCounting | None,
         keys: AnswerKeys,
         cache: AnswerCache,
         recorder: CostRecorder,
@@ -107,7 +100,7 @@ class DryRuns:
         if self._gemini is not None:
             try:
                 deadline = self._monotonic() + COUNT_SECONDS
-                return self._gemini.count_instruction(model, instruction, deadline=deadline), True
+                return self._gemini.count_tokens(model, instruction, deadline=deadline), True
             except UpstreamFailure as failure:
                 self._chain.note_refusal(model, failure)
         return self._recorder.estimate_input(instruction), False

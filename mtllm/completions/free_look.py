@@ -10,21 +10,16 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from mtllm.completions.chain import ModelChain
+from mtllm.completions.ports import TokenCounting
+from mtllm.domain.completion import Instruction
 from mtllm.domain.errors import UpstreamFailure
 
 EVERY_SECONDS = 600.0
 LOOK_SECONDS = 10.0
 """How long one look may take."""
-WORD = "word"
-
-
-class TokenCounting(Protocol):
-    """The interface of a model that counts tokens; `deadline` is in monotonic seconds."""
-
-    def count_tokens(self, model: str, text: str, *, deadline: float) -> int: ...
+WORD = Instruction("word", None, 1)
 
 
 class FreeLook:

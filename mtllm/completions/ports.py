@@ -32,6 +32,12 @@ class Model(Protocol):
     ) -> AnswerStream: ...
 
 
+class TokenCounting(Protocol):
+    """The interface of whoever counts an instruction's tokens for nothing; `deadline` is in monotonic seconds."""
+
+    def count_tokens(self, model: str, instruction: Instruction, *, deadline: float) -> int: ...
+
+
 class AnswerCache(Protocol):
     """The interface of the response cache: this process's, or one shared by many."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mtllm.domain.periods import Period
 
@@ -24,6 +25,11 @@ class Budget:
     scope: str
     limit: int
     period: Period = "day"
+
+    @property
+    def kind(self) -> Literal["service", "key"]:
+        """Return whose budget it is, as callers are told: the service's or their key's."""
+        return "service" if self.scope == SERVICE_SCOPE else "key"
 
 
 @dataclass(frozen=True, slots=True)

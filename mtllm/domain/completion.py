@@ -145,15 +145,16 @@ class Terms(NamedTuple):
         """
         return min(tokens + self.room, self.output_limit)
 
-    def fit(self, instruction: Instruction, *, own_limit: bool) -> Instruction:
-        """Return the instruction as the model is told it: with a plan for its thoughts, and no idle temperature.
-
-        `own_limit`: the limit of tokens is ours and not the caller's, so it gets room for the thoughts.
-        """
+    def limit_of(self, instruction: Instruction, *, own_limit: bool) -> int:
+        """Return the limit that is sent; `own_limit`: it is ours and not the caller's, so it gets room."""
         limit = instruction.max_output_tokens
+        return self.limit_with_room(limit) if own_limit else limit
+
+    def fit(self, instruction: Instruction, *, own_limit: bool) -> Instruction:
+        """Return the instruction as the model is told it: with a plan for its thoughts, and no idle temperature."""
         return instruction._replace(
             temperature=instruction.temperature if self.sends_temperature else None,
-            max_output_tokens=self.limit_with_room(limit) if own_limit else limit,
+            max_output_tokens=self.limit_of(instruction, own_limit=own_limit),
             thinking=self.plan,
         )
 
@@ -176,6 +177,14 @@ class FallbackReason(StrEnum):
     """Google let another model answer."""
 
 
+def is_version_of(asked: str, answered: str) -> bool:
+    """Return whether the model that answered is the one that was asked for, or a version of it: a longer name.
+
+    So gemini-2.5-flash-lite-001 is gemini-2.5-flash-lite.
+    """
+    return answered == asked or answered.startswith(f"{asked}-")
+
+
 class Route(NamedTuple):
     """One model that a request may be answered by: its name, and the terms in which it is told an instruction.
 
@@ -191,12 +200,8 @@ class Route(NamedTuple):
     ignored: tuple[str, ...] = ()
 
     def fallback_of(self, answered: str) -> FallbackReason | None:
-        """Return why the model `answered` is not the one that was asked for; None where it is, or is a version of it.
-
-        A longer name is a version of the same model: gemini-2.5-flash-lite-001 is gemini-2.5-flash-lite.
-        """
-        asked = self.asked
-        if answered == asked or answered.startswith(f"{asked}-"):
+        """Return why the model `answered` is not the one that was asked for; None where it is, or a version of it."""
+        if is_version_of(self.asked, answered):
             return None
         return self.reason or FallbackReason.SWAPPED
 

@@ -123,11 +123,7 @@ class Gemini:
         first_seconds = min(first_seconds, gap_seconds)
         return GeminiStream(chunks, call, Draft(model), first_seconds=first_seconds, gap_seconds=gap_seconds)
 
-    def count_tokens(self, model: str, text: str, *, deadline: float) -> int:
-        """Return how many tokens `text` is for `model`, by `deadline`. Free. Raises UpstreamFailure."""
-        return self.count_instruction(model, Instruction(text, None, 1), deadline=deadline)
-
-    def count_instruction(self, model: str, instruction: Instruction, *, deadline: float) -> int:
+    def count_tokens(self, model: str, instruction: Instruction, *, deadline: float) -> int:
         """Return how many tokens `instruction` is for `model`, by `deadline`. Free. Raises UpstreamFailure.
 
         ModelUnavailable tells that the model is not served to this key, which `models.get` does not.

@@ -186,7 +186,7 @@ class BatchBody:
         self._left = Event()
 
     def __iter__(self) -> Iterator[bytes]:
-        gone: Callable[[], bool] = self._exchange.environ.get("waitress.client_disconnected", _never)
+        gone = self._exchange.client_gone
         totals = BatchTotals()
         for item in self._endpoint.run(self._exchange, self._items, self._left):
             if gone():
@@ -257,7 +257,3 @@ def _cost(nano: int) -> dict[str, Any]:
 
 def _json(line: dict[str, Any]) -> bytes:
     return json.dumps(line).encode() + b"\n"
-
-
-def _never() -> bool:
-    return False

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 from mtllm.completions.dry_run import BudgetRoom, CostEstimate
-from mtllm.domain.caller import SERVICE_SCOPE
 from mtllm.domain.money import dollars
 
 
@@ -34,7 +33,7 @@ def render_estimate(estimate: CostEstimate) -> bytes:
 
 def _budget(room: BudgetRoom) -> dict[str, Any]:
     return {
-        "scope": "service" if room.budget.scope == SERVICE_SCOPE else "key",
+        "scope": room.budget.kind,
         "period": room.budget.period,
         "limit": dollars(room.budget.limit),
         "spent": dollars(room.state.spent),

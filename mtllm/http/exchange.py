@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from flask import request
@@ -11,7 +12,7 @@ from mtllm.domain.completion import NO_CACHE_CONTROL, CacheControl, Completion, 
 from mtllm.domain.errors import ApiError, UpstreamFailure
 from mtllm.domain.events import RequestEvent
 from mtllm.domain.findings import Finding
-from mtllm.domain.limits import Verdict
+from mtllm.domain.limits import Limit, Verdict
 from mtllm.http import headers
 from mtllm.http.headers import Headers
 from mtllm.http.request import choose_request_id, read_trace_id
@@ -80,6 +81,17 @@ class Exchange:
         """Return the name of the caller for limits, logs and ledger: the API key's name, else the address."""
         return self.key.name if self.key else self.client
 
+    def limits(self, usual: tuple[Limit, ...]) -> tuple[Limit, ...]:
+        """Return the rate limits of the caller: those of its key, where it has any of its own, else the usual ones."""
+        own = self.key.rate_limits if self.key else None
+        return usual if own is None else own
+
+    @property
+    def client_gone(self) -> Callable[[], bool]:
+        """Return what tells whether the client has left; where the server does not know, it says no."""
+        gone: Callable[[], bool] = self.environ.get("waitress.client_disconnected", _never)
+        return gone
+
     def fail(self, error: ApiError) -> None:
         """Note that the request ended in `error`; the cause of a defect of ours is for the log alone."""
         self.error = error
@@ -146,6 +158,10 @@ class Exchange:
                 event.answer = answer
                 event.cached = completion.cached
         return event
+
+
+def _never() -> bool:
+    return False
 
 
 def current_exchange() -> Exchange:

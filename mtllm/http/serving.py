@@ -151,13 +151,7 @@ class Banner:
 
 
 def _price(price: Price | None) -> str:
-    if price is None:
-        return "no price known: costs show as 0 and are marked unpriced"
-    return f"${_rate(price.input)} in, ${_rate(price.output)} out per million tokens"
-
-
-def _rate(nano_per_million: int) -> str:
-    return exact_usd(nano_per_million).rstrip("0").rstrip(".")
+    return price.in_words if price else "no price known: costs show as 0 and are marked unpriced"
 
 
 def _mode(settings: Settings) -> str:

@@ -48,7 +48,7 @@ def next_part(
     it looks ahead, as `python app.py` has it do; elsewhere the next write tells.
     """
     silent_until = monotonic() + KEEP_ALIVE_SECONDS
-    gone: Callable[[], bool] = exchange.environ.get("waitress.client_disconnected", _never)
+    gone = exchange.client_gone
     while (left := silent_until - monotonic()) > 0:
         with waiting():
             part = live.next(min(left, LOOK_SECONDS))
@@ -77,10 +77,6 @@ def close(exchange: Exchange, live: LiveStream) -> None:
     """End what is still under way, with its bill; the response may have been sent whole, in part or not at all."""
     if exchange.completion is None:
         _conclude(exchange, _end_upstream(live))
-
-
-def _never() -> bool:
-    return False
 
 
 def _end_upstream(live: LiveStream) -> Completion:

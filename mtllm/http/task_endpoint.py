@@ -119,8 +119,7 @@ class TaskEndpoint:
         """Count the request against its client's windows. Raises RateLimited, or Draining instead."""
         if self._lifecycle.draining:
             raise errors.Draining(retry_after=self._lifecycle.seconds_left())
-        own = exchange.key.rate_limits if exchange.key else None
-        limits = self._settings.rate_limits if own is None else own
+        limits = exchange.limits(self._settings.rate_limits)
         exchange.verdict = verdict = self._limiter.hit(exchange.account, limits)
         if verdict is not None and not verdict.admitted:
             raise errors.RateLimited(retry_after=verdict.retry_after)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from mtllm.domain.caller import SERVICE_SCOPE, Budget
+from mtllm.domain.caller import Budget
 from mtllm.domain.errors import BudgetExceeded, FieldError
 from mtllm.domain.money import exact_usd
 from mtllm.domain.periods import Calendar
@@ -37,7 +37,7 @@ def refuse_call(
         helps = "try again when they have ended, or lower max_output_tokens"
     amounts = {"limit": budget.limit, "spent": state.spent, "reserved": state.reserved, "needed": needed}
     details = (
-        FieldError("scope", "service" if budget.scope == SERVICE_SCOPE else "key"),
+        FieldError("scope", budget.kind),
         FieldError("period", budget.period),
         *(FieldError(name, exact_usd(amount)) for name, amount in amounts.items()),
         FieldError("helps", helps),

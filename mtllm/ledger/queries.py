@@ -17,18 +17,17 @@ from mtllm.ledger.records import (
     UsageGroup,
     WindowUsage,
 )
-from mtllm.ledger.transaction import HOUR, MICROSECONDS, MINUTE, NO_COUNTS, SUM_BUDGET_DAYS, Counts, micros
+from mtllm.ledger.transaction import COUNT_NAMES, HOUR, MICROSECONDS, MINUTE, NO_COUNTS, SUM_BUDGET_DAYS, Counts, micros
 
 _SUMS = ", ".join(f"CAST(COALESCE(SUM({name}), 0) AS BIGINT)" for name in Counts._fields)
-_NAMES = ", ".join(Counts._fields)
 
 # The statements below are put together from names and numbers of ours only; values always go in as parameters.
 
 _WINDOW = f"""
     SELECT {_SUMS} FROM (
-        SELECT {_NAMES} FROM rollups WHERE span = {MINUTE} AND start >= ? AND start < ?
-        UNION ALL SELECT {_NAMES} FROM rollups WHERE span = {HOUR} AND start >= ? AND start < ?
-        UNION ALL SELECT {_NAMES} FROM rollups WHERE span = {MINUTE} AND start >= ? AND start < ?
+        SELECT {COUNT_NAMES} FROM rollups WHERE span = {MINUTE} AND start >= ? AND start < ?
+        UNION ALL SELECT {COUNT_NAMES} FROM rollups WHERE span = {HOUR} AND start >= ? AND start < ?
+        UNION ALL SELECT {COUNT_NAMES} FROM rollups WHERE span = {MINUTE} AND start >= ? AND start < ?
     ) AS parts"""  # noqa: S608
 
 _ROW_COUNTS = """
@@ -147,7 +146,7 @@ def _sources(group_by: GroupBy, only: Selection) -> tuple[str, str]:
     sums = f"rollups WHERE span = {span} AND" if span is not None and not chosen else "usage_hours WHERE"
     return (
         f"SELECT {label_of_row} AS label, {_ROW_COUNTS} {_ROWS}{conditions}",
-        f"SELECT {label_of_sum} AS label, {_NAMES} FROM {sums} start >= ? AND start < ?{conditions}",  # noqa: S608
+        f"SELECT {label_of_sum} AS label, {COUNT_NAMES} FROM {sums} start >= ? AND start < ?{conditions}",  # noqa: S608
     )
 
 

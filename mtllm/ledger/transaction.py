@@ -63,7 +63,7 @@ class Bucket(NamedTuple):
     tag: str
 
 
-_COUNTS = ", ".join(Counts._fields)
+COUNT_NAMES = ", ".join(Counts._fields)
 _COUNT_COLUMNS = ", ".join(f"{name} BIGINT NOT NULL" for name in Counts._fields)
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -116,8 +116,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             start BIGINT, task TEXT, client TEXT, model TEXT, requested_model TEXT, key_name TEXT, tag TEXT,
             {_COUNT_COLUMNS}, PRIMARY KEY (start, task, client, model, requested_model, key_name, tag)
         )""",
-        f"""INSERT INTO usage_hours (start, task, client, model, requested_model, key_name, tag, {_COUNTS})
-            SELECT start, task, sums.client, model, model, COALESCE(keys.key_name, ''), '', {_COUNTS}
+        f"""INSERT INTO usage_hours (start, task, client, model, requested_model, key_name, tag, {COUNT_NAMES})
+            SELECT start, task, sums.client, model, model, COALESCE(keys.key_name, ''), '', {COUNT_NAMES}
             FROM usage_hours_1 AS sums LEFT JOIN (
                 SELECT client, MAX(key_name) AS key_name FROM entries GROUP BY client
             ) AS keys ON keys.client = sums.client""",  # noqa: S608 - names of ours

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flask import Flask, Response
 
-from mtllm.domain.caller import SERVICE_SCOPE, Budget
+from mtllm.domain.caller import Budget
 from mtllm.domain.limits import Limit
 from mtllm.domain.money import dollars
 from mtllm.domain.periods import Period
@@ -59,8 +59,7 @@ def collect_own_view(sources: OwnViewSources, exchange: Exchange) -> schemas.Own
 
 
 def _limits(sources: OwnViewSources, exchange: Exchange) -> Iterator[schemas.OwnLimit]:
-    own = exchange.key.rate_limits if exchange.key else None
-    limits = sources.limits if own is None else own
+    limits = exchange.limits(sources.limits)
     for limit, remaining in zip(limits, sources.limiter.remaining(exchange.account, limits), strict=True):
         yield schemas.OwnLimit(limit=limit.amount, window_seconds=limit.window_seconds, remaining=remaining)
 
@@ -69,7 +68,7 @@ def _budget(sources: OwnViewSources, budget: Budget) -> schemas.OwnBudget:
     now = sources.clock()
     state = sources.ledger.budget_state(budget.scope, now, budget.period)
     return schemas.OwnBudget(
-        scope="service" if budget.scope == SERVICE_SCOPE else "key",
+        scope=budget.kind,
         period=budget.period,
         limit=dollars(budget.limit),
         spent=dollars(state.spent),
